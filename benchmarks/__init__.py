@@ -1,0 +1,1 @@
+"""Runnable comparisons; each writes a dated JSON to benchmarks/results/."""

@@ -1,0 +1,5 @@
+"""`python -m jano_dist` is the `jano-dist` command."""
+
+from jano_dist.cli import main
+
+main()

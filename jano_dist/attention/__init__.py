@@ -1,0 +1,1 @@
+"""Attention kernels, and later the attention that spans ranks."""

@@ -1,0 +1,9 @@
+"""The two ways a command ends early, each with one sentence for the user."""
+
+
+class UserError(Exception):
+    """Bad input: the message says in one sentence what is wrong and what to do. Exit code 2."""
+
+
+class RunError(Exception):
+    """The run itself went wrong (for example non-finite latents): one sentence. Exit code 1."""

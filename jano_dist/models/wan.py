@@ -1,0 +1,176 @@
+"""Adapter over diffusers' `WanTransformer3DModel`: its own `forward`, for some of the tokens.
+
+Nothing of the model is rewritten. Hooks at the boundaries the model names for context parallelism
+pick the computed rows, and attention processors keep what the other rows left behind:
+
+    rope          output  -> pick rows
+    blocks[0]     input   -> pick rows
+    attn1         -> self-attention through the cache
+    attn2         -> cross-attention with the text K/V kept
+    proj_out      output  -> the result, [n, P]
+
+Shapes: N tokens, n computed rows, H heads, D head dimension, L text tokens.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from jano_dist.attention.kernels import attention
+from jano_dist.cache.kv import Cache, LayerKV, NoCache
+from jano_dist.models.base import Branch, TextKV
+from jano_dist.tokens.grid import Shape3
+
+
+@dataclass
+class _Call:
+    """One running forward, as its hooks see it."""
+
+    rows: Tensor  # int64 [n]
+    tokens: int
+    output: Tensor
+
+
+class SelfAttention:
+    """Processor of `attn1`: project the computed rows, attend to all rows through the layer's cache."""
+
+    kv: LayerKV
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        rotary_emb: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """[1, n, H*D] -> [1, n, H*D]. Writes to `self.kv`."""
+        assert rotary_emb is not None
+        cos, sin = (table[0] for table in rotary_emb)  # [n, 1, D]
+        x = hidden_states[0]
+        q_nhd = rotate(_heads(attn.norm_q(attn.to_q(x)), attn.heads), cos, sin)
+        k_nhd = rotate(_heads(attn.norm_k(attn.to_k(x)), attn.heads), cos, sin)
+        k_all, v_all = self.kv.update(k_nhd, _heads(attn.to_v(x), attn.heads))
+        return _output(attn, attention(q_nhd, k_all, v_all))
+
+
+class CrossAttention:
+    """Processor of `attn2`: the text's keys and values are constant over a generation and kept."""
+
+    text: TextKV
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        rotary_emb: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """[1, n, H*D] attends to the text [1, L, H*D] -> [1, n, H*D]. Writes to `self.text`."""
+
+        def project() -> tuple[Tensor, Tensor]:
+            text = encoder_hidden_states[0]
+            return _heads(attn.norm_k(attn.to_k(text)), attn.heads), _heads(attn.to_v(text), attn.heads)
+
+        q_nhd = _heads(attn.norm_q(attn.to_q(hidden_states[0])), attn.heads)
+        return _output(attn, attention(q_nhd, *self.text.get(project)))
+
+
+class WanTransformer:
+    """A `WanTransformer3DModel` that computes the rows it is asked for.
+
+    Args:
+        transformer: a loaded (or randomly initialised) `WanTransformer3DModel`, text-to-video. Hooks
+            and processors are installed in it; diffusers' own pipeline no longer works with it.
+    """
+
+    def __init__(self, transformer: Any) -> None:
+        self.module = transformer
+        self._call: _Call
+        self._self_attention = [SelfAttention() for _ in transformer.blocks]
+        self._cross_attention = [CrossAttention() for _ in transformer.blocks]
+        for block, own, cross in zip(
+            transformer.blocks, self._self_attention, self._cross_attention, strict=True
+        ):
+            block.attn1.set_processor(own)
+            block.attn2.set_processor(cross)
+        transformer.rope.register_forward_hook(self._pick_rope)
+        transformer.blocks[0].register_forward_pre_hook(self._pick_hidden)
+        transformer.proj_out.register_forward_hook(self._take_output)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the activations."""
+        dtype: torch.dtype = self.module.dtype
+        return dtype
+
+    def branch(self, text: Tensor) -> Branch:
+        """A branch for text embeddings [1, L, text_dim]."""
+        return Branch(text.to(self.dtype), [TextKV() for _ in self.module.blocks])
+
+    def forward(self, latent: Tensor, timestep: Tensor, branch: Branch, rows: Tensor, cache: Cache) -> Tensor:
+        """See `VideoModel.forward`."""
+        patch = self.module.config.patch_size
+        tokens = 1
+        for size, edge in zip(latent.shape[1:], patch, strict=True):
+            tokens *= size // edge
+        self._call = _Call(rows, tokens, latent.new_empty(0))
+        self._bind(cache, branch.layers)
+        try:
+            self.module(
+                hidden_states=latent.unsqueeze(0).to(self.dtype),
+                timestep=timestep.expand(1),
+                encoder_hidden_states=branch.text_input,
+                return_dict=False,
+            )
+            return self._call.output
+        finally:  # the module outlives the generation, so it must not hold on to its caches
+            del self._call
+            self._bind(NoCache(len(branch.layers)), [TextKV() for _ in branch.layers])
+
+    def unpatchify(self, rows: Tensor, latent: Shape3) -> Tensor:
+        """See `VideoModel.unpatchify`; a Wan row holds (pt, ph, pw, C)."""
+        pt, ph, pw = self.module.config.patch_size
+        t, h, w = latent
+        boxes = rows.reshape(t // pt, h // ph, w // pw, pt, ph, pw, -1)
+        return boxes.permute(6, 0, 3, 1, 4, 2, 5).reshape(-1, t, h, w)
+
+    def _bind(self, cache: Cache, text: list[TextKV]) -> None:
+        for own, kv in zip(self._self_attention, cache.layers, strict=True):
+            own.kv = kv
+        for cross, layer in zip(self._cross_attention, text, strict=True):
+            cross.text = layer
+
+    def _pick_rope(self, module: nn.Module, args: Any, output: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+        return tuple(table.index_select(1, self._call.rows) for table in output)  # [1, n, 1, D]
+
+    def _pick_hidden(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        hidden, *rest = args
+        return (hidden.index_select(1, self._call.rows), *rest)
+
+    def _take_output(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        self._call.output = output[0]
+        # diffusers goes on to reshape all N rows; what it makes of these zeros is not used.
+        return output.new_zeros(()).expand(1, self._call.tokens, output.shape[-1])
+
+
+def rotate(x_nhd: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding on interleaved pairs: [n, H, D] with tables [n, 1, D] (each pair's angle twice).
+
+    Su et al., "RoFormer" (2021), eq. 34.
+    """
+    even, odd = x_nhd[..., 0::2], x_nhd[..., 1::2]
+    c, s = cos[..., 0::2], sin[..., 1::2]
+    return torch.stack((even * c - odd * s, even * s + odd * c), dim=-1).flatten(-2).type_as(x_nhd)
+
+
+def _heads(x: Tensor, heads: int) -> Tensor:
+    return x.view(x.shape[0], heads, -1)  # [n, H, D]
+
+
+def _output(attn: Any, out_nhd: Tensor) -> Tensor:
+    projected: Tensor = attn.to_out[0](out_nhd.flatten(1))  # to_out[1] is dropout, idle at inference
+    return projected.unsqueeze(0)

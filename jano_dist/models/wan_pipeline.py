@@ -1,0 +1,193 @@
+"""A diffusers `WanPipeline` folder as a `VideoModel`: text, noise, scheduler and VAE are diffusers' own."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
+from torch import Tensor
+
+from jano_dist.errors import UserError
+from jano_dist.models.base import Branch, Geometry
+from jano_dist.models.wan import WanTransformer
+from jano_dist.models.weights import check_folder, check_names, stored_dtype
+from jano_dist.tokens.grid import Shape3
+
+_ASSETS = Path(__file__).parent.parent / "assets"
+
+
+class WanModel:
+    """A Wan2.1 text-to-video pipeline. See `VideoModel` for the methods.
+
+    Args:
+        pipeline: its transformer gets our hooks, so the pipeline itself is no longer called.
+        max_sequence_length: text tokens a prompt is padded to.
+        device: where everything lies.
+    """
+
+    def __init__(self, pipeline: WanPipeline, max_sequence_length: int, device: torch.device) -> None:
+        self._pipeline = pipeline.to(device)
+        self._transformer = WanTransformer(pipeline.transformer)
+        self._max_sequence_length = max_sequence_length
+        self.geometry = _geometry(pipeline.transformer.config, pipeline.vae.config)
+        self.device, self.dtype = device, self._transformer.dtype
+        self.forward = self._transformer.forward
+        self.unpatchify = self._transformer.unpatchify
+
+    def encode(self, prompts: Sequence[str]) -> list[Branch]:
+        texts, _ = self._pipeline.encode_prompt(
+            list(prompts),
+            do_classifier_free_guidance=False,
+            max_sequence_length=self._max_sequence_length,
+            device=self.device,
+        )
+        return [self._transformer.branch(text) for text in texts.split(1)]
+
+    def noise(self, latent: Shape3, seed: int) -> Tensor:
+        _, height, width = (
+            size * stride for size, stride in zip(latent, self.geometry.vae_stride, strict=True)
+        )
+        frames = (latent[0] - 1) * self.geometry.vae_stride[0] + 1
+        noise: Tensor = self._pipeline.prepare_latents(
+            1,
+            self.geometry.channels,
+            height,
+            width,
+            frames,
+            torch.float32,
+            self.device,
+            torch.Generator("cpu").manual_seed(seed),
+        )
+        return noise[0]
+
+    def scheduler(self, steps: int, shift: float | None) -> Any:
+        old = self._pipeline.scheduler
+        key = "flow_shift" if "flow_shift" in old.config else "shift"
+        changes = {} if shift is None else {key: shift}
+        scheduler = type(old).from_config(old.config, **changes)
+        scheduler.set_timesteps(steps, device=self.device)
+        scheduler.set_begin_index(0)
+        return scheduler
+
+    def decode(self, latent: Tensor) -> np.ndarray:
+        vae = self._pipeline.vae
+        mean, std = (
+            torch.tensor(values, device=latent.device, dtype=vae.dtype).view(-1, 1, 1, 1)
+            for values in (vae.config.latents_mean, vae.config.latents_std)
+        )
+        video = vae.decode((latent.to(vae.dtype) * std + mean).unsqueeze(0), return_dict=False)[0]
+        frames: np.ndarray = self._pipeline.video_processor.postprocess_video(
+            video.float(), output_type="np"
+        )[0]
+        return (frames * 255).round().astype(np.uint8)
+
+
+def read_wan_geometry(name: str) -> Geometry:
+    """Sizes of a model by name or folder, from its config files alone.
+
+    Raises:
+        UserError: unknown model.
+    """
+    transformer, vae = _skeletons(name)
+    return _geometry(transformer.config, vae.config)
+
+
+def load_wan(
+    name: str, *, dtype: str, vae_dtype: str, max_sequence_length: int, device: torch.device
+) -> WanModel:
+    """Load a model by name or folder, after looking whether its files are whole.
+
+    Args:
+        name: `wan-tiny`, a diffusers folder, or a hub name.
+        dtype: of transformer and text encoder; `auto` keeps what the files have. The modules that
+            diffusers keeps in float32 stay so.
+        vae_dtype: of the VAE.
+        max_sequence_length: text tokens a prompt is padded to.
+        device: where everything goes.
+
+    Raises:
+        UserError: unknown model, or files missing, truncated or without weights the model has.
+    """
+    transformer, vae = _skeletons(name)
+    folder = _folder(name)
+    check_folder(folder, ("transformer", "vae", "text_encoder"))
+    for component, skeleton in (("transformer", transformer), ("vae", vae)):
+        check_names(folder / component, set(skeleton.state_dict()))
+    kept = {part: stored_dtype(folder / part) for part in ("transformer", "text_encoder")}
+    asked = kept if dtype == "auto" else dict.fromkeys(kept, getattr(torch, dtype))
+    try:
+        pipeline = WanPipeline.from_pretrained(folder, dtype={**asked, "vae": getattr(torch, vae_dtype)})
+    except (OSError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"{folder} does not load as a Wan pipeline ({reason}): fetch the model again"
+        ) from error
+    return WanModel(pipeline, max_sequence_length, device)
+
+
+def _geometry(transformer: Any, vae: Any) -> Geometry:
+    return Geometry(
+        channels=transformer.in_channels,
+        out_channels=transformer.out_channels,
+        vae_stride=(vae.scale_factor_temporal, vae.scale_factor_spatial, vae.scale_factor_spatial),
+        patch=tuple(transformer.patch_size),
+        layers=transformer.num_layers,
+        heads=transformer.num_attention_heads,
+        head_dim=transformer.attention_head_dim,
+        ffn_dim=transformer.ffn_dim,
+        text_dim=transformer.text_dim,
+        time_dim=transformer.freq_dim,
+    )
+
+
+def _skeletons(name: str) -> tuple[Any, Any]:
+    """Transformer and VAE without memory: every size, default and weight name, and no weights."""
+    source = _source(name)
+    try:
+        with torch.device("meta"):
+            transformer = WanTransformer3DModel.from_config(
+                WanTransformer3DModel.load_config(source, subfolder="transformer")
+            )
+            vae = AutoencoderKLWan.from_config(AutoencoderKLWan.load_config(source, subfolder="vae"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"model {name!r} cannot be read as a Wan pipeline: give wan-tiny, a whole diffusers folder, "
+            "or a hub name that this machine can reach"
+        ) from error
+    return transformer, vae
+
+
+def _source(name: str) -> str:
+    """What diffusers is told to read: a folder on this machine, or the hub name as it is.
+
+    Raises:
+        UserError: neither a folder nor a hub name.
+    """
+    for folder in (_ASSETS / name, Path(name)):
+        if folder.is_dir():
+            return str(folder)
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        return name
+    raise UserError(
+        f"there is no model folder {name!r}: give wan-tiny, an existing folder, or a hub name like org/name"
+    )
+
+
+def _folder(name: str) -> Path:
+    """The folder with a model's files; fetches it from the hub when `name` is a hub name.
+
+    Raises:
+        UserError: it cannot be fetched.
+    """
+    source = _source(name)
+    if Path(source).is_dir():
+        return Path(source)
+    try:
+        return Path(WanPipeline.download(source))
+    except OSError as error:
+        raise UserError(
+            f"model {name!r} cannot be fetched from the hub: check the name and the network"
+        ) from error

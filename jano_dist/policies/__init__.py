@@ -1,0 +1,28 @@
+"""Policies decide what each step computes. `make_policy` turns a name and settings into one."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from jano_dist.policies.base import Policy
+from jano_dist.policies.full import FullPolicy
+from jano_dist.policies.jano import JanoPolicy
+from jano_dist.tokens.grid import Shape3
+
+__all__ = ["Policy", "make_policy"]
+
+
+def make_policy(settings: Mapping[str, Any], *, steps: int, latent: Shape3, patch: Shape3) -> Policy:
+    """Build the policy `settings["name"]` for one generation.
+
+    Args:
+        settings: the policy's section of the config, as a mapping.
+        steps: denoising steps.
+        latent: (T, H, W) positions. patch: positions per token.
+
+    Raises:
+        ValueError: settings that do not fit the video or the number of steps.
+        KeyError: an unknown name.
+    """
+    builders: dict[str, Callable[..., Policy]] = {"full": FullPolicy.build, "jano": JanoPolicy.build}
+    options = {key: value for key, value in settings.items() if key != "name"}
+    return builders[settings["name"]](steps=steps, latent=latent, patch=patch, **options)

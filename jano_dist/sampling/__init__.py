@@ -1,0 +1,1 @@
+"""Guidance and the velocity that skipped tokens keep."""

@@ -1,0 +1,199 @@
+import io
+import json
+import os
+import platform
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from jano_dist.doctor import advice, inspect_machine, show
+
+GIB = 2**30
+
+
+def facts(gpus: int = 0, gib: float = 80, **changed: Any) -> dict[str, Any]:
+    """A machine with everything installed."""
+    here = {"available": True, "version": "1.0", "reason": None}
+    gpu = {"name": "NVIDIA Test", "memory_bytes": int(gib * GIB), "capability": "9.0"}
+    return {
+        "python": "3.11.7",
+        "torch": {"version": "2.13.0", "build": "CUDA 12.8" if gpus else "CPU", "reason": None},
+        "devices": [gpu] * gpus,
+        "backends": {"gloo": True, "nccl": gpus > 0},
+        "nvml": {"available": gpus > 0, "driver": "570.1", "reason": None if gpus else "no driver"},
+        "xfuser": here,
+        "ray": here,
+        "distvae": here,
+        "memory": {"total_bytes": 64 * GIB, "free_bytes": 60 * GIB},
+        "cores": 8,
+        "disk_free_bytes": 500 * GIB,
+    } | changed
+
+
+def told(**kwargs: Any) -> str:
+    return "\n".join(advice(facts(**kwargs)))
+
+
+def shown(machine: dict[str, Any]) -> str:
+    console = Console(file=io.StringIO(), width=200)
+    show(machine, console)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_this_machine() -> None:
+    found = inspect_machine()
+    assert json.loads(json.dumps(found)) == found
+    assert found["python"] == platform.python_version()
+    assert found["torch"]["version"] == torch.__version__
+    assert len(found["devices"]) == torch.cuda.device_count()
+    assert 1 <= found["cores"] <= (os.cpu_count() or 1)
+    memory = found["memory"]
+    assert 0 < memory["free_bytes"] <= memory["total_bytes"]
+    assert memory["total_bytes"] <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert found["disk_free_bytes"] > 0
+    assert found["python"] in shown(found)
+    assert advice(found)
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("raise RuntimeError('no GPU build [of torch]\\nmore')", "RuntimeError: no GPU build [of torch]"),
+        ("raise AttributeError", "AttributeError: no message"),
+        (
+            "import a_module_that_is_nowhere",
+            "ModuleNotFoundError: No module named 'a_module_that_is_nowhere'",
+        ),
+        ("raise SystemExit(3)", "SystemExit: 3"),
+    ],
+)
+@pytest.mark.parametrize("name", ["xfuser", "ray", "distvae"])
+def test_a_package_that_fails_at_import_is_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, body: str, reason: str
+) -> None:
+    (tmp_path / f"{name}.py").write_text(body)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    found = inspect_machine()
+    assert found[name] == {"available": False, "version": None, "reason": reason}
+    assert reason in shown(found)
+
+
+def test_a_package_that_imports_has_its_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ray.py").write_text("__version__ = '2.60.0'")
+    (tmp_path / "xfuser").mkdir()  # only a folder of that name, as a checkout next to it leaves
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("ray", "xfuser"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    found = inspect_machine()
+    monkeypatch.delitem(sys.modules, "ray")
+    assert found["ray"] == {"available": True, "version": "2.60.0", "reason": None}
+    assert found["xfuser"]["reason"] == "not installed"
+
+
+def nvml(driver: Any) -> ModuleType:
+    module = ModuleType("pynvml")
+
+    def init() -> None:
+        if isinstance(driver, Exception):
+            raise driver
+
+    vars(module).update(nvmlInit=init, nvmlSystemGetDriverVersion=lambda: driver, nvmlShutdown=lambda: None)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("module", "expected"),
+    [
+        (None, {"available": False, "driver": None, "reason": "nvidia-ml-py is not installed"}),
+        (
+            nvml(RuntimeError("NVML Shared Library Not Found")),
+            {"available": False, "driver": None, "reason": "RuntimeError: NVML Shared Library Not Found"},
+        ),
+        (nvml("570.1"), {"available": True, "driver": "570.1", "reason": None}),
+        (nvml(b"570.1"), {"available": True, "driver": "570.1", "reason": None}),
+    ],
+)
+def test_nvml(monkeypatch: pytest.MonkeyPatch, module: Any, expected: dict[str, Any]) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", module)
+    assert inspect_machine()["nvml"] == expected
+
+
+def test_a_driver_that_fails_is_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> int:
+        raise RuntimeError("driver too old")
+
+    monkeypatch.setattr(torch.cuda, "device_count", fail)
+    found = inspect_machine()
+    assert found["devices"] == []
+    assert found["torch"]["reason"] == "RuntimeError: driver too old"
+    assert "driver too old" in shown(found)
+
+
+def test_advice_without_a_gpu() -> None:
+    assert advice(facts())[0] == "No GPU: wan-tiny runs here on the CPU."
+    assert "60 GiB are free: enough, but it is slow" in told()
+    assert "8 GiB are free: too little" in told(memory={"total_bytes": 16 * GIB, "free_bytes": 8 * GIB})
+    assert "slow on a CPU" in told(memory={"total_bytes": None, "free_bytes": None})
+    assert "sees no GPU" in told(nvml={"available": True, "driver": "570.1", "reason": None})
+
+
+def test_the_calculated_sizes() -> None:
+    """14B: 0.8192 MB of K/V per token and branch, 32,760 tokens, two branches."""
+    cache = 819_200 * 32_760 * 2
+    assert f"K/V cache {cache / GIB:.0f} GiB per GPU" in told(gpus=1)
+    assert f"K/V cache {cache / GIB / 4:.0f} GiB per GPU" in told(gpus=4)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "gib", "verdict"),
+    [
+        (1, 139.8, "should fit with its cache"),  # 65 published + 50 of cache
+        (1, 79.3, "should fit, but only without a K/V cache"),
+        (8, 79.3, "should fit with its cache"),
+        (8, 44, "does not fit unless"),
+    ],
+)
+def test_whether_14b_fits(gpus: int, gib: float, verdict: str) -> None:
+    (line,) = [line for line in advice(facts(gpus, gib)) if line.startswith("Wan2.1-14B")]
+    assert verdict in line
+    assert "65.0 GB published" in line
+
+
+@pytest.mark.parametrize(
+    ("gpus", "small", "large"),
+    [
+        (2, "cfg 2 x kv 1 x ulysses 1", "cfg 2 x kv 1 x ulysses 1"),
+        (3, "cfg 1 x kv 1 x ulysses 3", "cfg 1 x kv 3 x ulysses 1"),
+        (16, "cfg 2 x kv 2 x ulysses 4", "cfg 2 x kv 1 x ulysses 8"),
+    ],
+)
+def test_meshes_divide_the_heads(gpus: int, small: str, large: str) -> None:
+    assert f"12 heads of Wan2.1-1.3B: {small}." in told(gpus=gpus)
+    assert f"40 heads of Wan2.1-14B: {large}." in told(gpus=gpus)
+
+
+def test_what_is_missing_is_said_and_only_then() -> None:
+    gone = {"available": False, "version": None, "reason": "not installed"}
+    complete = told(gpus=2)
+    for words, changed in {
+        "No xfuser": {"xfuser": gone},
+        "No Ray": {"ray": gone},
+        "No DistVAE": {"distvae": gone},
+        "No NVML": {"nvml": {"available": False, "driver": None, "reason": "no driver"}},
+        "no NCCL": {"backends": {"gloo": True, "nccl": False}},
+        "no gloo": {"backends": {"gloo": False, "nccl": True}},
+        "Ampere": {"devices": [{"name": "T4", "memory_bytes": 15 * GIB, "capability": "7.5"}] * 2},
+    }.items():
+        assert words not in complete
+        assert words in told(gpus=2, **changed)
+
+
+def test_the_table_groups_equal_gpus() -> None:
+    assert "8 x NVIDIA Test, 80 GiB, capability 9.0" in shown(facts(8))
+    assert "driver 570.1" in shown(facts(8))
