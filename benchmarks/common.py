@@ -17,8 +17,17 @@ from jano_dist.tokens.schedule import StepKind
 
 RESULTS = Path(__file__).parent / "results"
 
-# Held out from no training caption in particular; all within wan-tiny's vocabulary.
-PROMPTS: Sequence[str] = ()
+# Within wan-tiny's vocabulary: every motion, six backgrounds, one and two objects.
+PROMPTS = (
+    "a red ball moves left over a navy striped background",
+    "a yellow box moves right over a teal checked background",
+    "a green triangle moves up over a maroon plain background",
+    "a white diamond moves down over a olive dotted background",
+    "a magenta ball stays still over a gray striped background",
+    "a blue box moves left over a beige plain background",
+    "a cyan ball moves right and a red box stays still over a gray plain background",
+    "a yellow triangle moves down and a blue ball moves up over a maroon checked background",
+)
 
 
 def save(name: str, figures: dict[str, Any]) -> Path:

@@ -21,7 +21,9 @@ SHARES = (0.1, 0.25, 0.5)
 def random_levels(tokens: int, share: float) -> torch.Tensor:
     """A complexity map uint8 [tokens] with this share active, at random places."""
     levels = torch.full((tokens,), STATIC, dtype=torch.uint8)
-    levels[torch.randperm(tokens, generator=torch.Generator().manual_seed(0))[: round(share * tokens)]] = ACTIVE
+    levels[torch.randperm(tokens, generator=torch.Generator().manual_seed(0))[: round(share * tokens)]] = (
+        ACTIVE
+    )
     return levels
 
 

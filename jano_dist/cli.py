@@ -1,12 +1,13 @@
 """The command line: names -> objects -> files. Errors become one sentence and an exit code."""
 
 import json
+import math
 import os
 import sys
+import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import click
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -14,9 +15,16 @@ from rich.table import Table
 
 from jano_dist.config import config_names, load_config
 from jano_dist.errors import RunError, UserError
-from jano_dist.observe import StepRecord
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
+if TYPE_CHECKING:  # it imports torch, which takes seconds; a typo should not
+    from jano_dist.observe import StepRecord
+
+app = typer.Typer(add_completion=False, help=__doc__, pretty_exceptions_enable=False)
+
+# What typer raises for a wrong command line: click's UsageError, or its own copy under a private name.
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+
+_INTERRUPTED = "interrupted: nothing was written"
 
 
 def main() -> None:
@@ -27,16 +35,16 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """Run a command line and return its exit code; one sentence on stderr when it is not 0."""
     try:
-        code = app(args=arguments, standalone_mode=False, prog_name="jano-dist")
-        return int(code or 0)
+        code = int(app(args=arguments or ["--help"], standalone_mode=False, prog_name="jano-dist") or 0)
+        return _fail(_INTERRUPTED, code) if code == 130 else code
     except UserError as error:
         return _fail(str(error), 2)
-    except click.ClickException as error:
-        return _fail(f"{error.format_message()} See `jano-dist --help`.", 2)
+    except _UsageError as error:
+        return _fail(_usage(error), 2)
     except RunError as error:
         return _fail(str(error), 1)
-    except (KeyboardInterrupt, click.Abort):
-        return _fail("interrupted: nothing was written", 130)
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail(_INTERRUPTED, 130)
 
 
 @app.command()
@@ -73,7 +81,7 @@ def generate(
     if not prompt.strip():
         raise UserError("the prompt is empty: say what the video shows")
 
-    from jano_dist.run_folder import check_target, write_run  # torch takes seconds; a typo should not
+    from jano_dist.run_folder import check_target, write_run
 
     check_target(out)
     _quiet_libraries()
@@ -97,11 +105,12 @@ def compare(
     from jano_dist import quality
 
     result = quality.compare(quality.load_frames(a), quality.load_frames(b))
-    if as_json:
-        print(json.dumps(result))
+    identical = math.isinf(result["psnr"])
+    if as_json:  # JSON has no infinity
+        print(json.dumps({**result, "psnr": None if identical else result["psnr"], "identical": identical}))
         return
     table = Table("measure", "value")
-    table.add_row("PSNR", f"{result['psnr']:.2f} dB")
+    table.add_row("PSNR", "identical" if identical else f"{result['psnr']:.2f} dB")
     table.add_row("SSIM", f"{result['ssim']:.4f}")
     table.add_row("LPIPS", result["lpips_note"] if result["lpips"] is None else f"{result['lpips']:.4f}")
     Console().print(table)
@@ -143,7 +152,10 @@ class _Bar:
         if not self._console.is_terminal:
             self._console.print(name)
 
-    def step(self, record: StepRecord, steps: int) -> None:
+    def note(self, sentence: str) -> None:
+        print(f"jano-dist: note: {sentence}", file=sys.stderr)
+
+    def step(self, record: "StepRecord", steps: int) -> None:
         done, text = record.index + 1, f"{record.kind}, {record.tokens} tokens"
         self._progress.update(self._task, completed=done, total=steps, step=text)
         if not self._console.is_terminal and done % max(1, steps // 10) == 0:
@@ -167,6 +179,8 @@ def _quiet_libraries() -> None:
     """Our progress bar is the only one; the libraries' warnings about our own hooks help nobody."""
     for name in ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY"):
         os.environ.setdefault(name, "error")
+    if not sys.warnoptions:  # `python -W` asks to see them
+        warnings.filterwarnings("ignore", module="diffusers|transformers|huggingface_hub|torch")
     import diffusers.utils.logging
     import transformers.utils.logging
 
@@ -174,6 +188,12 @@ def _quiet_libraries() -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
+def _usage(error: Any) -> str:
+    """One sentence for a wrong command line."""
+    command = error.ctx.command_path if error.ctx else "jano-dist"
+    return f"{error.format_message()} (see `{command} --help`)"
+
+
 def _fail(sentence: str, code: int) -> int:
-    print(f"jano-dist: {sentence}", file=sys.stderr)
+    print(f"jano-dist: {' '.join(sentence.split())}", file=sys.stderr)  # one line, whatever is quoted in it
     return code

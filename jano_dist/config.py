@@ -246,8 +246,8 @@ def _sentence(error: Mapping[str, Any], raw: Mapping[str, Any]) -> str:
         case "missing":
             return f"{key} is missing: add it"
         case "union_tag_invalid":
-            name = str(raw["policy"]["name"])
-            return f"there is no policy {name!r}{_nearest(name, list(_POLICIES))}: choose {' or '.join(_POLICIES)}"
+            name, known = str(raw["policy"]["name"]), list(_POLICIES)
+            return f"there is no policy {name!r}{_nearest(name, known)}: choose one of {', '.join(known)}"
         case "model_type" | "model_attributes_type":
             return f"{key} is a section, not {given!r}: set one of the keys in it"
         case "too_long":

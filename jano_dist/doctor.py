@@ -1,6 +1,5 @@
 """What this machine has, and what that allows. Nothing here raises on a bare machine."""
 
-import math
 import os
 import platform
 import shutil
@@ -83,10 +82,6 @@ def advice(facts: Facts) -> list[str]:
     lines = _gpu_advice(facts) if devices else _cpu_advice(facts)
     if not devices and facts["nvml"]["available"]:
         lines.append(f"An NVIDIA driver is here, but this PyTorch ({facts['torch']['build']}) sees no GPU.")
-    if not facts["backends"]["gloo"]:
-        lines.append("PyTorch has no gloo backend: several processes cannot work together on the CPU.")
-    if not facts["ray"]["available"]:
-        lines.append("No Ray: local and torchrun launches work, the Ray launcher does not.")
     return lines
 
 
@@ -209,26 +204,19 @@ def _gpu_advice(facts: Facts) -> list[str]:
     count, smallest = len(devices), min(device["memory_bytes"] for device in devices)
     gpus = "1 GPU with" if count == 1 else f"{count} GPUs, the smallest with"
     lines = [f"{gpus} {_gib(smallest)}."]
-    for model in (SMALL, LARGE):
-        lines.append(_fit(model, count, smallest))
-        if count > 1:
-            lines.append(_mesh(model, count))
-    if count > 1 and not facts["backends"]["nccl"]:
-        lines.append("PyTorch has no NCCL backend: the GPUs cannot work together at full speed.")
-    if count > 1 and not facts["distvae"]["available"]:
-        lines.append("No DistVAE: the GPUs cannot share the VAE's decoding.")
+    if count > 1:
+        lines.append("This version computes on one of them.")
+    lines += [_fit(model, smallest) for model in (SMALL, LARGE)]
     oldest = min(float(device["capability"]) for device in devices)
     if oldest < 8.0 and facts["torch"]["build"].startswith("CUDA"):
         lines.append("A GPU older than Ampere (capability 8.0) has no bf16 units: bf16 is slow there.")
-    if not facts["xfuser"]["available"]:
-        lines.append("No xfuser: attention uses PyTorch's own kernels.")
     if not facts["nvml"]["available"]:
         lines.append("No NVML: the GPUs' own readings (power, load) are not available.")
     return lines
 
 
-def _fit(model: _Model, gpus: int, memory: int) -> str:
-    """Whether `model` fits GPUs of `memory` bytes, each with all weights and its part of the cache.
+def _fit(model: _Model, memory: int) -> str:
+    """Whether `model` with its cache fits one GPU of `memory` bytes.
 
     Published GB are read as GiB, the larger unit. Where the published peak is below the weights (the
     small model) the text encoder was not on the GPU then; here it is, so it is added.
@@ -236,24 +224,17 @@ def _fit(model: _Model, gpus: int, memory: int) -> str:
     base = model.published_gb * GIB
     if base < model.weight_bytes:
         base += 2 * TEXT_ENCODER_PARAMETERS
-    cache = model.cache_bytes / gpus  # the mesh spreads it over all GPUs
-    if base + cache <= memory:
+    if base + model.cache_bytes <= memory:
         verdict = "should fit with its cache"
     elif base <= memory:
         verdict = "should fit, but only without a K/V cache (every step in full)"
     else:
-        verdict = "does not fit unless weights are sharded or offloaded"
+        verdict = "does not fit"
     return (
         f"{model.name} at 832x480x81 in bf16 {verdict}: peak {model.published_gb:.1f} GB published; "
-        f"calculated: weights with text encoder {_gib(model.weight_bytes)}, K/V cache {_gib(cache)} per GPU."
+        f"calculated: "
+        f"weights with text encoder {_gib(model.weight_bytes)}, K/V cache {_gib(model.cache_bytes)}."
     )
-
-
-def _mesh(model: _Model, gpus: int) -> str:
-    cfg = 2 if gpus % 2 == 0 else 1
-    ulysses = math.gcd(model.heads, gpus // cfg)
-    mesh = f"cfg {cfg} x kv {gpus // cfg // ulysses} x ulysses {ulysses}"
-    return f"A mesh for the {model.heads} heads of {model.name}: {mesh}."
 
 
 def _rows(facts: Facts) -> list[tuple[str, str]]:

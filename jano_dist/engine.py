@@ -25,6 +25,7 @@ from jano_dist.policies import Policy, make_policy
 from jano_dist.runtime import pick_device
 from jano_dist.sampling.guidance import guidance_on, guide
 from jano_dist.sampling.velocity import VelocityRows
+from jano_dist.tokens.complexity import ACTIVE
 from jano_dist.tokens.grid import Shape3
 from jano_dist.tokens.plan import TokenPlan
 from jano_dist.tokens.schedule import StepKind
@@ -97,7 +98,6 @@ class Engine:
         )
         self._load_seconds = time.perf_counter() - started
 
-    @torch.inference_mode()
     def generate(
         self,
         prompt: str,
@@ -121,18 +121,22 @@ class Engine:
         if not prompt.strip():
             raise UserError("the prompt is empty: say what the video shows")
         sampling, observer = self.config.sampling, observer or NullObserver()
+        negative = sampling.negative_prompt if negative_prompt is None else negative_prompt
+        prompts = [prompt, negative] if guidance_on(sampling.guidance) else [prompt]
+        for note in self.model.notes(prompt):
+            observer.note(note)
         seconds = {"load": self._load_seconds}
         observe.reset_peak(self.model.device)
 
-        with self._phase("encode", seconds, observer):
-            negative = sampling.negative_prompt if negative_prompt is None else negative_prompt
-            prompts = [prompt, negative] if guidance_on(sampling.guidance) else [prompt]
-            state = self._begin(prompts, sampling.seed if seed is None else seed)
-        with self._phase("denoise", seconds, observer):
-            self._denoise(state, observer)
-        with self._phase("decode", seconds, observer):
-            frames = self.model.decode(state.latent)
+        with torch.inference_mode():
+            with self._phase("encode", seconds, observer):
+                state = self._begin(prompts, sampling.seed if seed is None else seed)
+            with self._phase("denoise", seconds, observer):
+                self._denoise(state, observer)
+            with self._phase("decode", seconds, observer):
+                frames = self.model.decode(state.latent)
 
+        # The clone is an ordinary tensor; the one from inference mode could not be used in autograd.
         levels = state.levels.reshape(self._token_shape()).cpu().numpy()
         return Generation(frames, state.latent.clone(), self._record(state, seconds), levels)
 
@@ -146,7 +150,7 @@ class Engine:
             caches=[NoCache(model.geometry.layers) for _ in branches],
             plan=plan,
             velocity=VelocityRows(plan.tokens, model.geometry.row_width, model.dtype, model.device),
-            levels=torch.full((plan.tokens,), 3, dtype=torch.uint8, device=model.device),
+            levels=torch.full((plan.tokens,), ACTIVE, dtype=torch.uint8, device=model.device),
             scheduler=model.scheduler(sampling.steps, sampling.shift),
         )
 

@@ -37,6 +37,9 @@ class Observer(Protocol):
     def step(self, record: StepRecord, steps: int) -> None:
         """A step of `steps` has ended."""
 
+    def note(self, sentence: str) -> None:
+        """Something the user should know that does not stop the run."""
+
 
 class NullObserver:
     """Hears everything and says nothing."""
@@ -45,6 +48,9 @@ class NullObserver:
         return
 
     def step(self, record: StepRecord, steps: int) -> None:
+        return
+
+    def note(self, sentence: str) -> None:
         return
 
 

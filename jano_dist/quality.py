@@ -9,13 +9,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import imageio.v3 as iio
 import numpy as np
 import numpy.typing as npt
 import torch
 from skimage.metrics import structural_similarity
 
 from jano_dist.errors import UserError
+from jano_dist.video import read_video
 
 Frames = npt.NDArray[np.uint8]  # [T, H, W, 3]
 
@@ -32,10 +32,7 @@ def load_frames(path: Path) -> Frames:
     file = path / "video.mp4" if path.is_dir() else path
     if not file.is_file():
         raise UserError(f"{file} does not exist; give a video file or the folder of a finished run.")
-    try:
-        return np.stack(list(iio.imiter(file, plugin="FFMPEG")))
-    except (OSError, ValueError, IndexError, RuntimeError) as problem:
-        raise UserError(f"{file} cannot be read as a video; is it complete?") from problem
+    return read_video(file)
 
 
 def psnr(a: Frames, b: Frames) -> float:

@@ -2,14 +2,13 @@
 
 import json
 import os
-import shutil
 import tempfile
 from pathlib import Path
 
 from safetensors.torch import save
 
 from jano_dist.engine import Generation
-from jano_dist.errors import UserError
+from jano_dist.errors import RunError, UserError
 from jano_dist.report import complexity_picture, timeline_picture
 from jano_dist.video import write_video
 
@@ -20,39 +19,64 @@ def check_target(out: Path) -> None:
     """Make sure, before anything is computed, that a run may be written to `out`.
 
     Raises:
-        UserError: it exists and is no run folder, or its parent is not writable.
+        UserError: it exists and is no run folder, or it cannot be made or written to.
     """
-    if out.exists() and not out.is_dir():
+    try:
+        _check_target(out)
+    except OSError as error:  # a name that is too long, a folder that may not be looked into
+        raise UserError(f"--out {out} cannot be used ({error.strerror}): give another folder") from error
+
+
+def _check_target(out: Path) -> None:
+    if os.path.lexists(out) and not out.is_dir():
         raise UserError(
-            f"--out {out} is a file: give a new folder, or the folder of an earlier run to replace it"
+            f"--out {out} is not a folder: give a new folder, or the folder of an earlier run to replace it"
         )
     if out.is_dir() and any(out.iterdir()) and not (out / "run.json").is_file():
         raise UserError(
             f"--out {out} exists and is not a run folder (no run.json): give a new folder, "
             "or the folder of an earlier run to replace it"
         )
-    parent = next(folder for folder in out.absolute().parents if folder.exists())
-    if not os.access(parent, os.W_OK):
-        raise UserError(f"--out {out}: {parent} is not writable: give a folder elsewhere")
+    # The nearest folder that exists: what is made is made in it, first the temporary one.
+    parent = next(folder for folder in out.absolute().parents if os.path.lexists(folder))
+    if not parent.is_dir():
+        raise UserError(
+            f"--out {out} cannot be made because {parent} is not a folder: give a folder elsewhere"
+        )
+    for folder in (out, parent):
+        if folder.exists() and not os.access(folder, os.W_OK | os.X_OK):
+            raise UserError(
+                f"--out {out} cannot be written because {folder} is read-only: give one elsewhere"
+            )
 
 
 def write_run(out: Path, generation: Generation, *, fps: int, save_latents: bool) -> None:
-    """Write a run folder; everything is complete before the first file appears in `out`."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    making = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    """Write a run folder; everything is complete before the first file appears in `out`.
+
+    Raises:
+        RunError: the files cannot be written, for example because the disk is full.
+    """
     try:
-        record = generation.record
-        write_video(making / "video.mp4", generation.frames, fps)
-        complexity_picture(making / "complexity.png", generation.frames, generation.levels, record["levels"])
-        timeline_picture(making / "timeline.png", record["steps"])
-        if save_latents:
-            (making / "latents.safetensors").write_bytes(
-                save({"latents": generation.latents.cpu().contiguous()})
-            )
-        (making / "run.json").write_text(json.dumps(record, indent=1) + "\n")
-        _move(making, out)
-    finally:
-        shutil.rmtree(making, ignore_errors=True)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".jano-dist-", dir=out.parent) as making:
+            _write_files(Path(making), generation, fps, save_latents)
+            _move(Path(making), out)
+    except OSError as error:
+        raise RunError(
+            f"the run could not be written to {out} ({error.strerror or error}): "
+            "make room, or give another --out"
+        ) from error
+
+
+def _write_files(making: Path, generation: Generation, fps: int, save_latents: bool) -> None:
+    record = generation.record
+    write_video(making / "video.mp4", generation.frames, fps)
+    complexity_picture(making / "complexity.png", generation.frames, generation.levels, record["levels"])
+    timeline_picture(making / "timeline.png", record["steps"])
+    if save_latents:
+        latents = generation.latents.cpu().contiguous()
+        (making / "latents.safetensors").write_bytes(save({"latents": latents}))
+    (making / "run.json").write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
 
 
 def _move(making: Path, out: Path) -> None:

@@ -120,6 +120,9 @@ class VideoModel(Protocol):
     device: torch.device
     dtype: torch.dtype
 
+    def notes(self, prompt: str) -> list[str]:
+        """Sentences on what the text encoder will not see of a prompt: unknown words, a cut-off end."""
+
     def encode(self, prompts: Sequence[str]) -> list[Branch]:
         """One branch per prompt."""
 

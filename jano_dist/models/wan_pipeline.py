@@ -1,7 +1,8 @@
 """A diffusers `WanPipeline` folder as a `VideoModel`: text, noise, scheduler and VAE are diffusers' own."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,18 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
 from torch import Tensor
+from transformers import UMT5Config, UMT5EncoderModel
 
 from jano_dist.errors import UserError
 from jano_dist.models.base import Branch, Geometry
 from jano_dist.models.wan import WanTransformer
-from jano_dist.models.weights import check_folder, check_names, stored_dtype
+from jano_dist.models.weights import check_folder, check_weights, stored_dtype
 from jano_dist.tokens.grid import Shape3
 
 _ASSETS = Path(__file__).parent.parent / "assets"
+
+# What diffusers and transformers raise for a folder they cannot make sense of.
+_BROKEN = (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError)
 
 
 class WanModel:
@@ -36,6 +41,24 @@ class WanModel:
         self.device, self.dtype = device, self._transformer.dtype
         self.forward = self._transformer.forward
         self.unpatchify = self._transformer.unpatchify
+
+    def notes(self, prompt: str) -> list[str]:
+        tokenizer, limit = self._pipeline.tokenizer, self._max_sequence_length
+        notes = []
+        unknown = [
+            word
+            for word in prompt.split()
+            if tokenizer.unk_token_id in tokenizer(word, add_special_tokens=False).input_ids
+        ]
+        if unknown:
+            notes.append(
+                f"the model does not know {', '.join(unknown)}: what it makes of the prompt may surprise"
+            )
+        if len(tokenizer(prompt).input_ids) > limit:
+            notes.append(
+                f"the prompt is longer than {limit} tokens (model.max_sequence_length): its end is cut off"
+            )
+        return notes
 
     def encode(self, prompts: Sequence[str]) -> list[Branch]:
         texts, _ = self._pipeline.encode_prompt(
@@ -112,19 +135,16 @@ def load_wan(
         UserError: unknown model, or files missing, truncated or without weights the model has.
     """
     transformer, vae = _skeletons(name)
-    folder = _folder(name)
-    check_folder(folder, ("transformer", "vae", "text_encoder"))
-    for component, skeleton in (("transformer", transformer), ("vae", vae)):
-        check_names(folder / component, set(skeleton.state_dict()))
+    folder = model_folder(name)
+    check_folder(folder, "WanPipeline", ("transformer", "vae", "text_encoder"))
+    with _sentence(str(folder)), torch.device("meta"):
+        text_encoder = UMT5EncoderModel(UMT5Config.from_pretrained(folder / "text_encoder"))
+    for component, skeleton in (("transformer", transformer), ("vae", vae), ("text_encoder", text_encoder)):
+        check_weights(folder / component, skeleton)
     kept = {part: stored_dtype(folder / part) for part in ("transformer", "text_encoder")}
     asked = kept if dtype == "auto" else dict.fromkeys(kept, getattr(torch, dtype))
-    try:
+    with _sentence(str(folder)):
         pipeline = WanPipeline.from_pretrained(folder, dtype={**asked, "vae": getattr(torch, vae_dtype)})
-    except (OSError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(
-            f"{folder} does not load as a Wan pipeline ({reason}): fetch the model again"
-        ) from error
     return WanModel(pipeline, max_sequence_length, device)
 
 
@@ -146,18 +166,29 @@ def _geometry(transformer: Any, vae: Any) -> Geometry:
 def _skeletons(name: str) -> tuple[Any, Any]:
     """Transformer and VAE without memory: every size, default and weight name, and no weights."""
     source = _source(name)
-    try:
-        with torch.device("meta"):
-            transformer = WanTransformer3DModel.from_config(
-                WanTransformer3DModel.load_config(source, subfolder="transformer")
-            )
-            vae = AutoencoderKLWan.from_config(AutoencoderKLWan.load_config(source, subfolder="vae"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"model {name!r} cannot be read as a Wan pipeline: give wan-tiny, a whole diffusers folder, "
-            "or a hub name that this machine can reach"
-        ) from error
+    with _sentence(source), torch.device("meta"):
+        transformer = WanTransformer3DModel.from_config(
+            WanTransformer3DModel.load_config(source, subfolder="transformer")
+        )
+        vae = AutoencoderKLWan.from_config(AutoencoderKLWan.load_config(source, subfolder="vae"))
     return transformer, vae
+
+
+@contextmanager
+def _sentence(source: str) -> Iterator[None]:
+    """Turn what the libraries raise over a broken or absent model into one sentence."""
+    try:
+        yield
+    except _BROKEN as error:
+        if not Path(source).is_dir():
+            raise UserError(
+                f"model {source!r} is neither a folder here nor can it be fetched from the hub: "
+                "check the name and the network"
+            ) from error
+        reason = " ".join(str(error).split()).split(". ")[0].rstrip(". ") or type(error).__name__
+        raise UserError(
+            f"{source} does not load as a Wan pipeline ({reason}): fetch the model again, whole"
+        ) from error
 
 
 def _source(name: str) -> str:
@@ -176,7 +207,7 @@ def _source(name: str) -> str:
     )
 
 
-def _folder(name: str) -> Path:
+def model_folder(name: str) -> Path:
     """The folder with a model's files; fetches it from the hub when `name` is a hub name.
 
     Raises:
@@ -185,9 +216,5 @@ def _folder(name: str) -> Path:
     source = _source(name)
     if Path(source).is_dir():
         return Path(source)
-    try:
+    with _sentence(source):
         return Path(WanPipeline.download(source))
-    except OSError as error:
-        raise UserError(
-            f"model {name!r} cannot be fetched from the hub: check the name and the network"
-        ) from error

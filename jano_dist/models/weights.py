@@ -1,21 +1,25 @@
 """Looks at a diffusers folder before it is loaded, so that a broken one gives a sentence, not a traceback."""
 
 import json
+import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from jano_dist.errors import UserError
 
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
 
 
-def check_folder(folder: Path, weighted: tuple[str, ...]) -> None:
-    """Check that a folder is a pipeline whose weight files are all there and complete.
+def check_folder(folder: Path, pipeline: str, weighted: tuple[str, ...]) -> None:
+    """Check that a folder is a pipeline whose parts are all there and whose weight files are complete.
 
     Args:
         folder: a diffusers pipeline folder.
+        pipeline: diffusers' class the folder must be saved from.
         weighted: its sub-folders that hold weights.
 
     Raises:
@@ -25,6 +29,13 @@ def check_folder(folder: Path, weighted: tuple[str, ...]) -> None:
         raise UserError(
             f"{folder} is not a diffusers pipeline folder (no model_index.json): give one that is"
         )
+    index = _read_object(folder / "model_index.json")
+    kind = index.get("_class_name", "pipeline of no known class")
+    if kind != pipeline:
+        raise UserError(f"{folder} holds a {kind}, not a {pipeline}: give another model")
+    for component, classes in index.items():  # such as "vae": ["diffusers", "AutoencoderKLWan"]
+        if isinstance(classes, list) and any(classes) and not (folder / component).is_dir():
+            raise UserError(f"{folder} has no folder {component}: fetch the model again, whole")
     for component in weighted:
         if not (folder / component / "config.json").is_file():
             raise UserError(f"{folder / component} has no config.json: fetch the model again, whole")
@@ -40,8 +51,7 @@ def weight_files(component: Path) -> list[Path]:
     """
     indexes = sorted(component.glob("*.safetensors.index.json"))
     if indexes:
-        names = sorted(set(json.loads(indexes[0].read_text())["weight_map"].values()))
-        files = [component / name for name in names]
+        files = [component / name for name in _indexed(indexes[0])]
     else:
         files = sorted(component.glob("*.safetensors"))
     if not files:
@@ -50,6 +60,24 @@ def weight_files(component: Path) -> list[Path]:
         if not file.is_file():
             raise UserError(f"weight file {file} is missing: fetch it again")
     return files
+
+
+def _indexed(index: Path) -> list[str]:
+    """The files an index names."""
+    try:
+        return sorted(set(_read_object(index)["weight_map"].values()))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{index} is damaged: fetch it again") from error
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file} is not valid JSON: fetch it again") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{file} is damaged: fetch it again")
+    return content
 
 
 def check_file(file: Path) -> dict[str, Any]:
@@ -67,10 +95,10 @@ def check_file(file: Path) -> dict[str, Any]:
             )
         try:
             header = json.loads(stream.read(length))
-        except ValueError as error:
+            tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+            expected = 8 + length + max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"weight file {file} has a damaged header: fetch it again") from error
-    tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
-    expected = 8 + length + max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
     if size != expected:
         raise UserError(
             f"weight file {file} has {size} bytes where its header says {expected}: fetch it again"
@@ -78,27 +106,41 @@ def check_file(file: Path) -> dict[str, Any]:
     return tensors
 
 
-def check_names(component: Path, wanted: set[str]) -> None:
-    """Check that a component's files hold every tensor its class has.
+def check_weights(component: Path, skeleton: nn.Module) -> None:
+    """Check that a component's files hold every tensor of its class, in the size its config gives.
 
     Loading would go on with random values for the missing ones.
 
+    Args:
+        component: its folder.
+        skeleton: an object of its class, made from its config on the `meta` device.
+
     Raises:
-        UserError: names the first tensor that is missing.
+        UserError: names the first tensor that is missing or of another size.
     """
-    present = {name for file in weight_files(component) for name in check_file(file)}
-    missing = sorted(wanted - present)
+    present = {name: entry for file in weight_files(component) for name, entry in check_file(file).items()}
+    names: dict[int, list[str]] = {}  # tied weights have several, and the files need one
+    weights = skeleton.state_dict(keep_vars=True)
+    for name, weight in weights.items():
+        names.setdefault(id(weight), []).append(name)
+    missing = sorted(min(group) for group in names.values() if not present.keys() & group)
     if missing:
-        raise UserError(
-            f"{component} lacks {len(missing)} weights, {missing[0]} first: fetch the model again, whole"
-        )
+        more = f" and {len(missing) - 1} more" if missing[1:] else ""
+        raise UserError(f"{component} lacks the weight {missing[0]}{more}: fetch the model again, whole")
+    for name in sorted(present.keys() & weights):
+        stored, wanted = list(present[name]["shape"]), list(weights[name].shape)
+        if stored != wanted:
+            raise UserError(
+                f"{component}: weight {name} has shape {stored}, its config.json asks for {wanted}: "
+                "fetch the model again, whole"
+            )
 
 
 def stored_dtype(component: Path) -> torch.dtype:
     """The dtype most elements of a component are stored in."""
-    bytes_by_dtype: dict[str, int] = {}
+    elements: Counter[str] = Counter()
     for file in weight_files(component):
         for entry in check_file(file).values():
-            start, end = entry["data_offsets"]
-            bytes_by_dtype[entry["dtype"]] = bytes_by_dtype.get(entry["dtype"], 0) + end - start
-    return _DTYPES.get(max(bytes_by_dtype, key=lambda name: bytes_by_dtype[name]), torch.float32)
+            elements[entry["dtype"]] += math.prod(entry["shape"])
+    most = max(elements, key=lambda name: elements[name], default="F32")
+    return _DTYPES.get(most, torch.float32)

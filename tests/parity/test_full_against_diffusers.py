@@ -25,7 +25,8 @@ def reference(pipeline, prompt, seed, *, guidance, negative="", shape=(9, 96, 64
 
 @pytest.mark.parametrize("shape", [(9, 96, 64), (17, 64, 64)])
 @pytest.mark.parametrize(
-    ("prompt", "seed"), [("a red ball moves left", 7), ("a blue box stays still", 0), ("a green triangle", 123)]
+    ("prompt", "seed"),
+    [("a red ball moves left", 7), ("a blue box stays still", 0), ("a green triangle", 123)],
 )
 def test_latents(pipeline, engine, prompt, seed, shape):
     frames, height, width = shape

@@ -146,48 +146,32 @@ def test_advice_without_a_gpu() -> None:
 def test_the_calculated_sizes() -> None:
     """14B: 0.8192 MB of K/V per token and branch, 32,760 tokens, two branches."""
     cache = 819_200 * 32_760 * 2
-    assert f"K/V cache {cache / GIB:.0f} GiB per GPU" in told(gpus=1)
-    assert f"K/V cache {cache / GIB / 4:.0f} GiB per GPU" in told(gpus=4)
+    assert f"K/V cache {cache / GIB:.0f} GiB" in told(gpus=1)
 
 
 @pytest.mark.parametrize(
-    ("gpus", "gib", "verdict"),
+    ("gib", "verdict"),
     [
-        (1, 139.8, "should fit with its cache"),  # 65 published + 50 of cache
-        (1, 79.3, "should fit, but only without a K/V cache"),
-        (8, 79.3, "should fit with its cache"),
-        (8, 44, "does not fit unless"),
+        (139.8, "should fit with its cache"),  # 65 published + 50 of cache
+        (79.3, "should fit, but only without a K/V cache"),
+        (44, "does not fit"),
     ],
 )
-def test_whether_14b_fits(gpus: int, gib: float, verdict: str) -> None:
-    (line,) = [line for line in advice(facts(gpus, gib)) if line.startswith("Wan2.1-14B")]
+def test_whether_14b_fits(gib: float, verdict: str) -> None:
+    (line,) = [line for line in advice(facts(1, gib)) if line.startswith("Wan2.1-14B")]
     assert verdict in line
     assert "65.0 GB published" in line
 
 
-@pytest.mark.parametrize(
-    ("gpus", "small", "large"),
-    [
-        (2, "cfg 2 x kv 1 x ulysses 1", "cfg 2 x kv 1 x ulysses 1"),
-        (3, "cfg 1 x kv 1 x ulysses 3", "cfg 1 x kv 3 x ulysses 1"),
-        (16, "cfg 2 x kv 2 x ulysses 4", "cfg 2 x kv 1 x ulysses 8"),
-    ],
-)
-def test_meshes_divide_the_heads(gpus: int, small: str, large: str) -> None:
-    assert f"12 heads of Wan2.1-1.3B: {small}." in told(gpus=gpus)
-    assert f"40 heads of Wan2.1-14B: {large}." in told(gpus=gpus)
+def test_several_gpus_are_not_promised() -> None:
+    assert "computes on one of them" in told(gpus=2)
+    assert "computes on one of them" not in told(gpus=1)
 
 
 def test_what_is_missing_is_said_and_only_then() -> None:
-    gone = {"available": False, "version": None, "reason": "not installed"}
     complete = told(gpus=2)
     for words, changed in {
-        "No xfuser": {"xfuser": gone},
-        "No Ray": {"ray": gone},
-        "No DistVAE": {"distvae": gone},
         "No NVML": {"nvml": {"available": False, "driver": None, "reason": "no driver"}},
-        "no NCCL": {"backends": {"gloo": True, "nccl": False}},
-        "no gloo": {"backends": {"gloo": False, "nccl": True}},
         "Ampere": {"devices": [{"name": "T4", "memory_bytes": 15 * GIB, "capability": "7.5"}] * 2},
     }.items():
         assert words not in complete

@@ -1,0 +1,33 @@
+# The two commands of the README are `make demo` and `make test`; both set up what they need.
+PYTHON ?= python3
+BIN := .venv/bin
+# More threads than ranks can use only get in each other's way; see docs/decisions.md.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: demo test check lint types wan-tiny
+
+.venv/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed: run make PYTHON=/path/to/python3.11"; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@
+
+demo: .venv/.ready
+	$(BIN)/jano-dist generate "a red ball moves left over a navy striped background" --seed 7 --out out/demo
+
+test: check
+	$(BIN)/pytest
+
+check: lint types
+
+lint: .venv/.ready
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: .venv/.ready
+	$(BIN)/mypy
+
+# Trains wan-tiny anew: hours on two CPU cores. See training/wan_tiny/README.md.
+wan-tiny: .venv/.ready
+	$(BIN)/python -m training.wan_tiny

@@ -1,0 +1,115 @@
+"""wan-tiny: speed-up and quality of each preset against `full`, beside controls at the same work.
+
+Controls: the same shares of tokens at random blocks, the map upside down, and simply fewer steps.
+All of one prompt's videos are made one after the other in one process, so the ratios see the same
+machine. Quality is measured on the frames, not on compressed video.
+"""
+
+import argparse
+from collections.abc import Callable
+from statistics import mean
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.common import PROMPTS, save
+from jano_dist import Config, Engine, Generation, load_config
+from jano_dist.policies import Policy, make_policy
+from jano_dist.quality import psnr, ssim
+
+PRESETS = ("conservative", "balanced", "fast")
+
+
+class Rearranged:
+    """Policy: an inner policy whose map is rearranged before the engine sees it."""
+
+    def __init__(self, inner: Policy, rearrange: Callable[[Tensor], Tensor]) -> None:
+        self.decide = inner.decide
+        self._inner, self._rearrange = inner, rearrange
+
+    def observe(self, step: int, velocity: Tensor) -> Tensor | None:
+        levels = self._inner.observe(step, velocity)
+        return None if levels is None else self._rearrange(levels)
+
+
+def shuffled_blocks(shape: tuple[int, int, int], edges: tuple[int, int, int]) -> Callable[[Tensor], Tensor]:
+    """Deal the blocks' levels to random blocks; shares stay exact where blocks divide the video."""
+
+    def rearrange(levels: Tensor) -> Tensor:
+        (t, h, w), (bt, bh, bw) = shape, edges
+        blocks = levels.reshape(t // bt, bt, h // bh, bh, w // bw, bw).permute(0, 2, 4, 1, 3, 5)
+        cells = blocks.reshape(-1, bt * bh * bw)
+        order = torch.randperm(len(cells), generator=torch.Generator().manual_seed(0))
+        back = cells[order].reshape(blocks.shape).permute(0, 3, 1, 4, 2, 5)
+        return back.reshape(-1)
+
+    return rearrange
+
+
+def make(config: Config, model: Any, prompt: str, seed: int, rearrange: Any = None) -> Generation:
+    def policies(*args: Any, **kwargs: Any) -> Policy:
+        inner = make_policy(*args, **kwargs)
+        return inner if rearrange is None else Rearranged(inner, rearrange)
+
+    return Engine(config, model=model, policies=policies).generate(prompt, seed=seed)
+
+
+def row(name: str, result: Generation, full: Generation) -> dict[str, Any]:
+    """Ratios and quality of one video against the full one of the same prompt and seed."""
+    seconds, reference = result.record["seconds"], full.record["seconds"]
+    work = {"encode", "denoise", "decode"}
+    return {
+        "name": name,
+        "speedup_denoise": reference["denoise"] / seconds["denoise"],
+        "speedup_wall": sum(reference[k] for k in work) / sum(seconds[k] for k in work),
+        "work": result.record["flops"]["done"] / full.record["flops"]["done"],
+        "psnr": psnr(full.frames, result.frames),
+        "ssim": ssim(full.frames, result.frames),
+        "levels": result.record["levels"],
+    }
+
+
+def one_prompt(model: Any, prompt: str, seed: int, overrides: dict[str, Any]) -> list[dict[str, Any]]:
+    full_config = load_config("wan-tiny", policy="full", overrides=overrides)
+    full = make(full_config, model, prompt, seed)
+    rows = []
+    for preset in PRESETS:
+        config = load_config("wan-tiny", preset=preset, overrides=overrides)
+        jano = make(config, model, prompt, seed)
+        rows.append(row(preset, jano, full))
+        shape = jano.levels.shape
+        patch, block = model.geometry.patch, config.policy.block
+        edges = tuple(max(1, b // p) for b, p in zip(block, patch, strict=True))
+        shuffled = make(config, model, prompt, seed, shuffled_blocks(shape, edges))
+        rows.append(row(f"{preset}: random map", shuffled, full))
+        steps = round(config.sampling.steps * rows[-2]["work"])
+        fewer = load_config("wan-tiny", policy="full", overrides={**overrides, "sampling.steps": steps})
+        rows.append(row(f"{preset}: fewer steps", make(fewer, model, prompt, seed), full))
+    return rows
+
+
+def average(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    keys = ("speedup_denoise", "speedup_wall", "work", "psnr", "ssim")
+    shares = {level: mean(r["levels"][level] for r in rows) for level in rows[0]["levels"]}
+    return {"name": rows[0]["name"], **{k: mean(r[k] for r in rows) for k in keys}, "levels": shares}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--prompts", type=int, default=len(PROMPTS))
+    parser.add_argument("--set", action="append", default=[], help="config override key=value, for all runs")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    overrides = dict(text.split("=", 1) for text in args.set)
+    model = Engine(load_config("wan-tiny", policy="full")).model
+    make(load_config("wan-tiny", policy="full"), model, PROMPTS[0], 0)  # first use costs more
+    each = [one_prompt(model, prompt, seed, overrides) for seed, prompt in enumerate(PROMPTS[: args.prompts])]
+    summary = [average(list(rows)) for rows in zip(*each, strict=True)]
+    for line in summary:
+        print({k: round(v, 3) if isinstance(v, float) else v for k, v in line.items() if k != "levels"})
+    save("presets", {"prompts": PROMPTS[: args.prompts], "average": summary, "each": each})
+
+
+if __name__ == "__main__":
+    main()

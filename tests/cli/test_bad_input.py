@@ -1,0 +1,424 @@
+"""Bad input: one sentence on stderr that says what is wrong and what to do, exit code 2, nothing written."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from safetensors.torch import load, save
+
+from tests.cli.sentence import BALL, assert_sentence
+
+
+def settings(*pairs):
+    """The `--set` options for some `key=value` pairs."""
+    return [option for pair in pairs for option in ("--set", pair)]
+
+
+# id -> options of `generate`, and what its sentence holds: first what is wrong, then what to do.
+OPTIONS = {
+    # Config keys and names.
+    "unknown_key": (
+        settings("sampling.stepz=3"),
+        ["unknown key 'sampling.stepz'", "did you mean 'sampling.steps'?", "correct or remove"],
+    ),
+    "unknown_nested_key": (
+        settings("policy.enhance.strenght=1"),
+        ["unknown key 'policy.enhance.strenght'", "did you mean 'policy.enhance.strength'?", "correct"],
+    ),
+    "unknown_section": (settings("vidoe.frames=5"), ["unknown key 'vidoe'", "did you mean 'video'?"]),
+    "key_without_section": (
+        settings("warmup=3"),
+        ["unknown key 'warmup'", "did you mean 'policy.warmup'?"],
+    ),
+    "key_like_nothing": (settings("zzz.qqq=3"), ["unknown key 'zzz': correct or remove"]),
+    "key_named_like_a_policy": (settings("full=3"), ["unknown key 'full'"]),
+    "key_of_another_policy": (
+        ["--policy", "full", *settings("policy.warmup=3")],
+        ["unknown key 'policy.warmup'", "correct or remove"],
+    ),
+    "set_without_equals": (
+        settings("sampling.steps"),
+        ["'sampling.steps' is not of the form key=value", "write"],
+    ),
+    "set_without_key": (settings("=3"), ["'=3' is not of the form key=value", "write"]),
+    "set_invalid_yaml": (settings("sampling.steps=["), ["'sampling.steps=['", "not valid YAML", "put"]),
+    "wrong_type": (settings("sampling.steps=abc"), ["sampling.steps should be a valid integer, not 'abc'"]),
+    "wrong_choice": (settings("model.dtype=int8"), ["model.dtype should be 'auto', 'float32'", "not 'int8'"]),
+    "not_finite": (settings("sampling.guidance=.inf"), ["sampling.guidance should be a finite number"]),
+    "value_for_a_section": (settings("video=3"), ["video is a section, not 3", "set one of the keys"]),
+    "value_for_the_policy": (settings("policy=full"), ["policy is a section, not 'full'", "set one"]),
+    "section_for_a_value": (settings("sampling.steps.x=3"), ["sampling.steps should be a valid integer"]),
+    "two_faults": (
+        ["--policy", "janno", *settings("sampling.stepz=3")],
+        ["did you mean 'sampling.steps'?"],
+    ),
+    "unknown_config": (
+        ["--config", "wan-tinny"],
+        ["there is no config 'wan-tinny'", "did you mean 'wan-tiny'?", "choose one of", "wan-tiny"],
+    ),
+    "unknown_config_file": (["--config", "no.yaml"], ["no.yaml does not exist", "give", "wan-tiny"]),
+    "unknown_preset": (
+        ["--preset", "fats"],
+        ["has no preset 'fats'", "did you mean 'fast'?", "choose one of", "balanced"],
+    ),
+    "unknown_policy": (
+        ["--policy", "janno"],
+        ["there is no policy 'janno'", "did you mean 'jano'?", "choose one of full, jano"],
+    ),
+    # The video and the steps.
+    "frames_not_4n_plus_1": (["--frames", "6"], ["must be 4n+1, not 6", "use --frames 5 or --frames 9"]),
+    "no_frames": (["--frames", "0"], ["video.frames should be greater than or equal to 1, not 0"]),
+    "height_not_divisible": (
+        ["--height", "60"],
+        ["height must be divisible by 16 (VAE stride 8 x patch 2), not 60", "use --height 48 or --height 64"],
+    ),
+    "width_not_divisible": (
+        ["--width", "72"],
+        ["width must be divisible by 16", "not 72", "use --width 64 or --width 80"],
+    ),
+    "width_below_the_stride": (["--width", "8"], ["width must be divisible by 16", "use --width 16"]),
+    "negative_height": (["--height", "-64"], ["video.height should be greater than or equal to 1, not -64"]),
+    "negative_seed": (["--seed", "-1"], ["sampling.seed should be greater than or equal to 0, not -1"]),
+    "seed_too_large": (["--seed", str(2**64)], ["sampling.seed should be less than", "not 1844"]),
+    "steps_not_above_warmup_and_cooldown": (
+        ["--steps", "6", *settings("policy.warmup=4", "policy.cooldown=2")],
+        ["6 steps leave nothing between 4 warm-up and 2 cool-down steps", "use more steps, or lower"],
+    ),
+    "no_steps": (["--steps", "0"], ["sampling.steps should be greater than or equal to 1, not 0"]),
+    "thresholds_out_of_order": (
+        settings("policy.static_threshold=0.6", "policy.moderate_threshold=0.5"),
+        ["policy.static_threshold 0.6 is above policy.moderate_threshold 0.5", "give them in order"],
+    ),
+    "threshold_above_1": (
+        settings("policy.moderate_threshold=1.5"),
+        ["policy.moderate_threshold should be less than or equal to 1, not 1.5", "correct"],
+    ),
+    "threshold_below_0": (
+        settings("policy.static_threshold=-0.1"),
+        ["policy.static_threshold should be greater than or equal to 0, not -0.1", "correct"],
+    ),
+    "block_larger_than_the_latent": (
+        settings("policy.block=[1,40,4]"),
+        ["block of (1, 40, 4) does not fit in a latent of (2, 8, 8)", "choose a smaller policy.block"],
+    ),
+    "block_of_nothing": (settings("policy.block=[1,0,4]"), ["policy.block.1 should be greater than"]),
+    "block_with_two_edges": (settings("policy.block=[4,4]"), ["policy.block.2 is missing", "add it"]),
+    "block_with_four_edges": (settings("policy.block=[1,1,4,4]"), ["policy.block has 4 values", "give 3"]),
+    # The model and the machine.
+    "unknown_model": (["--model", "wan-huge"], ["there is no model folder 'wan-huge'", "give wan-tiny"]),
+    "unknown_model_folder": (["--model", "/no/such/folder"], ["no model folder '/no/such/folder'", "give"]),
+    "unknown_hub_name": (
+        ["--model", "nobody-at-all/nothing"],
+        ["'nobody-at-all/nothing' is neither a folder here nor", "check the name and the network"],
+    ),
+    # The command line itself.
+    "unknown_option": (["--frame", "5"], ["No such option: --frame", "--frames", "see `jano-dist generate"]),
+    "option_of_wrong_type": (["--steps", "many"], ["--steps", "valid integer", "see `jano-dist generate"]),
+    "two_prompts": (["a blue ball"], ["unexpected extra argument", "a blue ball", "see `jano-dist"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("options", "words"), OPTIONS.values(), ids=OPTIONS)
+def test_bad_option(cli, unchanged, tmp_path, small, options, words):
+    with unchanged(tmp_path):
+        result = cli("generate", BALL, "--out", tmp_path / "new" / "run", "--config", small, *options)
+    assert_sentence(result, *words)
+    assert result.out == ""
+
+
+@pytest.mark.parametrize("prompt", ["", "  \n\t "])
+def test_empty_prompt(cli, unchanged, tmp_path, prompt):
+    with unchanged(tmp_path):
+        result = cli("generate", prompt, "--out", tmp_path / "run")
+    assert_sentence(result, "the prompt is empty", "say what the video shows")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["generate", "--out", "run"], ["Missing argument", "prompt", "see `jano-dist generate --help`"]),
+        (["generate", BALL], ["Missing option '--out'", "see `jano-dist generate --help`"]),
+        (["generat", BALL, "--out", "run"], ["No such command 'generat'", "see `jano-dist --help`"]),
+        (["compare", "a"], ["Missing argument", "see `jano-dist compare --help`"]),
+        (["--frames", "5"], ["No such option: --frames", "see `jano-dist --help`"]),
+    ],
+    ids=["no_prompt", "no_out", "unknown_command", "one_video", "no_command"],
+)
+def test_incomplete_command_line(cli, unchanged, tmp_path, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    with unchanged(tmp_path):
+        result = cli(*arguments)
+    assert_sentence(result, *words)
+
+
+MODEL_AND_VIDEO = "model: {name: a}, video: {frames: 5, height: 64, width: 64}"
+
+# id -> a config file, and what the sentence about it holds.
+CONFIG_FILES = {
+    "not_yaml": ("model: [", ["is not valid YAML", "correct the file"]),
+    "binary": (b"\xff\xfe\x00", ["is not valid YAML", "correct the file"]),
+    "no_settings": ("- 1", ["holds no settings", "write at least"]),
+    "empty": ("", ["holds no settings", "write at least"]),
+    "no_video": ("model: {name: wan-tiny}", ["video is missing", "add it"]),
+    "no_width": (
+        "{model: {name: wan-tiny}, video: {frames: 5, height: 64}}",
+        ["video.width is missing", "add it"],
+    ),
+    "policy_is_a_word": ("{model: {name: a}, policy: jano}", ["policy is a section, not 'jano'", "write"]),
+    "key_is_a_number": (f"{{{MODEL_AND_VIDEO}, 1: 2}}", ["1", "correct"]),
+    "own_preset_unknown": ("{preset: slow, presets: {fast: {}}}", ["no preset 'slow'", "choose one of fast"]),
+    "preset_without_presets": ("{preset: fast}", ["has no presets", "add it to the file"]),
+    "presets_are_a_list": ("{preset: fast, presets: [fast]}", ["presets must hold rows", "correct the file"]),
+    "unknown_key_in_a_preset": (
+        f"{{{MODEL_AND_VIDEO}, preset: fast, presets: {{fast: {{static_treshold: 0.1}}}}}}",
+        ["unknown key 'policy.static_treshold'", "did you mean 'policy.static_threshold'?"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("content", "words"), CONFIG_FILES.values(), ids=CONFIG_FILES)
+def test_bad_config_file(cli, unchanged, tmp_path, content, words):
+    file = tmp_path / "mine.yaml"
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with unchanged(tmp_path):
+        result = cli("generate", BALL, "--out", tmp_path / "run", "--config", file)
+    assert_sentence(result, "mine.yaml" if words[0] != "policy is a section, not 'jano'" else "", *words)
+
+
+INDEX = "diffusion_pytorch_model.safetensors.index.json"
+
+
+def lose(component):
+    """Delete a component's weights."""
+
+    def damage(model):
+        model.weights(component).unlink()
+
+    return damage
+
+
+def cut(component, keep):
+    """Keep the first `keep` bytes of a component's weights (all but the last, if negative)."""
+
+    def damage(model):
+        file = model.weights(component)
+        model.write(file, file.read_bytes()[:keep])
+
+    return damage
+
+
+def lack(component):
+    """Take the last tensor out of a component's weights; the file itself is whole."""
+
+    def damage(model):
+        file = model.weights(component)
+        tensors = load(file.read_bytes())
+        del tensors[max(tensors)]
+        model.write(file, save(tensors))
+
+    return damage
+
+
+def text(path, content):
+    """Give a small file this content; None deletes it."""
+
+    def damage(model):
+        if content is None:
+            (model.folder / path).unlink()
+        else:
+            model.write(model.folder / path, content)
+
+    return damage
+
+
+def setting(path, **changes):
+    """Change some keys of a JSON file."""
+
+    def damage(model):
+        file = model.folder / path
+        model.write(file, json.dumps({**json.loads(file.read_text()), **changes}))
+
+    return damage
+
+
+def shards(missing):
+    """Cut the transformer's weights in two files with an index, and delete the second if asked."""
+
+    def damage(model):
+        file = model.weights("transformer")
+        tensors = load(file.read_bytes())
+        names = sorted(tensors)
+        parts = {"one.safetensors": names[:9], "two.safetensors": names[9:]}
+        file.unlink()
+        for part, held in parts.items():
+            model.write(file.parent / part, save({name: tensors[name] for name in held}))
+        where = {name: part for part, held in parts.items() for name in held}
+        model.write(file.parent / INDEX, json.dumps({"metadata": {}, "weight_map": where}))
+        if missing:
+            (file.parent / "two.safetensors").unlink()
+
+    return damage
+
+
+def lose_folder(name):
+    def damage(model):
+        for file in (model.folder / name).iterdir():
+            file.unlink()
+        (model.folder / name).rmdir()
+
+    return damage
+
+
+# id -> what is done to a copy of wan-tiny, and what the sentence about it holds.
+MODELS = {
+    "transformer_weights_missing": (lose("transformer"), ["transformer holds no .safetensors", "fetch"]),
+    "vae_weights_missing": (lose("vae"), ["vae holds no .safetensors weights", "fetch"]),
+    "text_encoder_weights_missing": (lose("text_encoder"), ["text_encoder holds no .safetensors", "fetch"]),
+    "shard_missing": (shards(missing=True), ["two.safetensors is missing", "fetch it again"]),
+    "index_damaged": (text(f"transformer/{INDEX}", "{"), [f"{INDEX} is not valid JSON", "fetch it again"]),
+    "index_without_map": (text(f"transformer/{INDEX}", "{}"), [f"{INDEX} is damaged", "fetch it again"]),
+    "weights_truncated": (cut("transformer", -1), ["safetensors has", "where its header says", "fetch it"]),
+    "weights_truncated_in_the_header": (cut("vae", 100), ["is truncated or not safetensors", "fetch it"]),
+    "weights_empty": (cut("text_encoder", 0), ["is truncated or not safetensors (0 bytes)", "fetch it"]),
+    "weights_are_a_git_lfs_pointer": (
+        text("transformer/diffusion_pytorch_model.safetensors", "version https://git-lfs.github.com/spec/v1\n"),
+        ["is truncated or not safetensors", "fetch it again"],
+    ),
+    "transformer_lacks_a_tensor": (lack("transformer"), ["transformer lacks the weight", "fetch"]),
+    "vae_lacks_a_tensor": (lack("vae"), ["vae lacks the weight", "fetch"]),
+    "text_encoder_lacks_a_tensor": (lack("text_encoder"), ["text_encoder lacks the weight", "fetch"]),
+    "no_model_index": (text("model_index.json", None), ["no model_index.json", "give one that is"]),
+    "model_index_damaged": (text("model_index.json", "{"), ["model_index.json is not valid JSON", "fetch"]),
+    "another_pipeline": (
+        setting("model_index.json", _class_name="FluxPipeline"),
+        ["holds a FluxPipeline, not a WanPipeline", "give another model"],
+    ),
+    "no_tokenizer": (lose_folder("tokenizer"), ["has no folder tokenizer", "fetch"]),
+    "no_scheduler": (lose_folder("scheduler"), ["has no folder scheduler", "fetch"]),
+    "no_transformer": (lose_folder("transformer"), ["does not load as a Wan pipeline", "fetch"]),
+    "config_damaged": (text("transformer/config.json", "{"), ["transformer/config.json", "fetch"]),
+    "config_of_another_size": (
+        setting("transformer/config.json", num_layers=99),
+        ["transformer lacks the weight blocks.", "more: fetch"],
+    ),
+    "config_of_another_width": (
+        setting("text_encoder/config.json", d_model=24),
+        ["text_encoder: weight ", "has shape [", "its config.json asks for [", "fetch"],
+    ),
+    "tokenizer_damaged": (text("tokenizer/tokenizer.json", "{"), ["does not load as a Wan", "fetch"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("damage", "words"), MODELS.values(), ids=MODELS)
+def test_broken_model(cli, unchanged, tmp_path, small, model_copy, damage, words):
+    damage(model_copy)
+    with unchanged(tmp_path):
+        result = cli(
+            "generate", BALL, "--out", tmp_path / "run", "--config", small, "--model", model_copy.folder
+        )
+    assert_sentence(result, str(model_copy.folder), *words)
+    assert result.out == ""
+
+
+def test_model_copies_are_not_broken_themselves(cli, tmp_path, small, model_copy):
+    """What `test_broken_model` damages works before, in one file or in shards."""
+    shards(missing=False)(model_copy)
+    result = cli(
+        "generate", BALL, "--out", tmp_path / "run", "--config", small, "--model", model_copy.folder,
+        "--policy", "full", "--steps", "1",
+    )  # fmt: skip
+    assert result.code == 0, result.err
+    assert result.err == ""
+
+
+def test_out_exists_and_is_no_run_folder(cli, unchanged, tmp_path, small):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    with unchanged(tmp_path):
+        result = cli("generate", BALL, "--out", tmp_path / "run", "--config", small)
+    assert_sentence(result, "run exists and is not a run folder", "give a new folder")
+
+
+@pytest.mark.parametrize("below", ["", "deep/er"])
+def test_out_is_a_file_or_below_one(cli, unchanged, tmp_path, small, below):
+    (tmp_path / "run").write_text("mine")
+    with unchanged(tmp_path):
+        result = cli("generate", BALL, "--out", tmp_path / "run" / below, "--config", small)
+    assert_sentence(result, "run", "is not a folder", "give a")
+
+
+def test_out_is_a_dangling_link(cli, unchanged, tmp_path, small):
+    (tmp_path / "run").symlink_to(tmp_path / "gone")
+    with unchanged(tmp_path):
+        result = cli("generate", BALL, "--out", tmp_path / "run", "--config", small)
+    assert_sentence(result, "run is not a folder", "give a")
+
+
+def test_out_with_a_name_that_is_too_long(cli, unchanged, tmp_path, small):
+    with unchanged(tmp_path):
+        result = cli("generate", BALL, "--out", tmp_path / ("x" * 300), "--config", small)
+    assert_sentence(result, "cannot be used (File name too long)", "give another")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_out_where_nothing_may_be_written(cli, unchanged, tmp_path, small):
+    (tmp_path / "locked").mkdir(mode=0o500)
+    with unchanged(tmp_path):
+        result = cli("generate", BALL, "--out", tmp_path / "locked" / "run", "--config", small)
+    assert_sentence(result, "locked is read-only", "give one elsewhere")
+
+
+def test_out_where_nothing_may_be_written_as_anyone(cli, unchanged, tmp_path, small, monkeypatch):
+    """The same for root, who is never refused: ask the question, and answer no."""
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with unchanged(tmp_path):
+        result = cli("generate", BALL, "--out", tmp_path / "run", "--config", small)
+    assert_sentence(result, f"{tmp_path} is read-only", "give one elsewhere")
+
+
+@pytest.mark.parametrize("which", ["missing", "no_video", "no_run", "truncated"])
+def test_compare_what_is_no_video(cli, unchanged, tmp_path, which):
+    path = tmp_path / which
+    if which == "no_video":
+        path.write_text("words")
+    elif which == "no_run":
+        path.mkdir()
+    elif which == "truncated":
+        path.write_bytes(b"\0\0\0 ftypisom")
+    with unchanged(tmp_path):
+        result = cli("compare", path, path, "--json")
+    wrong = {"missing": "does not exist", "no_run": "does not exist"}.get(which, "cannot be read as a video")
+    assert_sentence(result, which, wrong)
+    assert result.out == ""
+
+
+@pytest.mark.parametrize("case", ["unknown_key", "unknown_option"])
+def test_in_a_process_of_its_own(process, unchanged, tmp_path, small, case):
+    options, words = OPTIONS[case]
+    with unchanged(tmp_path):
+        result = process("generate", BALL, "--out", tmp_path / "run", "--config", small, *options)
+    assert_sentence(result, *words)
+    assert result.out == ""
+
+
+def test_broken_model_in_a_process_of_its_own(process, unchanged, tmp_path, small, model_copy):
+    """The libraries may not add lines of their own."""
+    text("tokenizer/tokenizer.json", "{")(model_copy)
+    with unchanged(tmp_path):
+        result = process(
+            "generate", BALL, "--out", tmp_path / "run", "--config", small, "--model", model_copy.folder
+        )
+    assert_sentence(result, str(model_copy.folder), "does not load as a Wan pipeline", "fetch")
+
+
+def test_a_typo_does_not_wait_for_torch(command):
+    _, environment = command
+    code = (
+        "import sys; from jano_dist.cli import run; "
+        "assert run(['generate', 'a', '--out', 'o', '--set', 'a=1']) == 2; "
+        "assert run(['generate', '', '--out', 'o']) == 2; assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
