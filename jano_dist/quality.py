@@ -31,7 +31,7 @@ def load_frames(path: Path) -> Frames:
     """
     file = path / "video.mp4" if path.is_dir() else path
     if not file.is_file():
-        raise UserError(f"{file} does not exist; give a video file or the folder of a finished run.")
+        raise UserError(f"{file} does not exist: give a video file or the folder of a finished run")
     return read_video(file)
 
 
@@ -61,7 +61,10 @@ def ssim(a: Frames, b: Frames) -> float:
     """
     _check_pair(a, b)
     if min(a.shape[1:3]) < SSIM_WINDOW:
-        raise UserError(f"SSIM needs frames of at least {SSIM_WINDOW}x{SSIM_WINDOW} pixels, not {_shape(a)}.")
+        raise UserError(
+            f"SSIM needs frames of at least {SSIM_WINDOW}x{SSIM_WINDOW} pixels, not {_shape(a)}: "
+            "compare larger videos"
+        )
     scores = [structural_similarity(x, y, channel_axis=-1, data_range=255) for x, y in zip(a, b, strict=True)]
     return float(np.mean(scores))
 
@@ -91,7 +94,10 @@ def lpips(a: Frames, b: Frames) -> float | None:
     if lpips_unavailable_reason() is not None:
         return None
     if min(a.shape[1:3]) < LPIPS_MIN_SIDE:
-        raise UserError(f"LPIPS needs frames of at least {LPIPS_MIN_SIDE} pixels a side, not {_shape(a)}.")
+        raise UserError(
+            f"LPIPS needs frames of at least {LPIPS_MIN_SIDE} pixels a side, not {_shape(a)}: "
+            "compare larger videos"
+        )
     metric = import_module("torchmetrics.image.lpip").LearnedPerceptualImagePatchSimilarity(
         net_type="alex", normalize=True
     )
@@ -125,7 +131,7 @@ def _check_pair(a: Frames, b: Frames) -> None:
             raise ValueError(f"a video must be uint8 [T, H, W, 3], not {video.dtype} {list(video.shape)}")
     if a.shape != b.shape:
         raise UserError(
-            f"The videos differ in size: {_shape(a)} and {_shape(b)}; compare runs of the same size."
+            f"the videos differ in size, {_shape(a)} and {_shape(b)}: compare runs of the same size"
         )
 
 

@@ -66,8 +66,8 @@ def read_video(path: Path) -> npt.NDArray[np.uint8]:
         UserError: `path` is not a file, or ffmpeg cannot read it as a video.
     """
     if not path.is_file():
-        raise UserError(f"{path} is not a file; give the path of a video.")
+        raise UserError(f"{path} is not a file: give the path of a video")
     try:
         return np.stack(list(iio.imiter(path, plugin="FFMPEG")))
     except (OSError, ValueError, IndexError, RuntimeError) as problem:
-        raise UserError(f"{path} cannot be read as a video; is it complete?") from problem
+        raise UserError(f"{path} cannot be read as a video: give one that is complete") from problem

@@ -137,6 +137,10 @@ def load_wan(
     transformer, vae = _skeletons(name)
     folder = model_folder(name)
     check_folder(folder, "WanPipeline", ("transformer", "vae", "text_encoder"))
+    if any(WanPipeline.load_config(folder).get("transformer_2") or ()):
+        raise UserError(
+            f"{folder} has two experts (Wan2.2), of which only one would run: give a Wan2.1 model"
+        )
     with _sentence(str(folder)), torch.device("meta"):
         text_encoder = UMT5EncoderModel(UMT5Config.from_pretrained(folder / "text_encoder"))
     for component, skeleton in (("transformer", transformer), ("vae", vae), ("text_encoder", text_encoder)):

@@ -1,6 +1,7 @@
 """What a user reads when a command fails."""
 
-BALL = "a red ball"
+# Of words that wan-tiny knows, or a note on stderr would say that it does not.
+BALL = "a red ball moves left over"
 
 
 def assert_sentence(result, *words, code=2):

@@ -271,6 +271,11 @@ def lose_folder(name):
     return damage
 
 
+def two_experts(model):
+    setting("model_index.json", transformer_2=["diffusers", "WanTransformer3DModel"])(model)
+    (model.folder / "transformer_2").mkdir()
+
+
 # id -> what is done to a copy of wan-tiny, and what the sentence about it holds.
 MODELS = {
     "transformer_weights_missing": (lose("transformer"), ["transformer holds no .safetensors", "fetch"]),
@@ -295,6 +300,7 @@ MODELS = {
         setting("model_index.json", _class_name="FluxPipeline"),
         ["holds a FluxPipeline, not a WanPipeline", "give another model"],
     ),
+    "two_experts": (two_experts, ["has two experts (Wan2.2)", "give a Wan2.1 model"]),
     "no_tokenizer": (lose_folder("tokenizer"), ["has no folder tokenizer", "fetch"]),
     "no_scheduler": (lose_folder("scheduler"), ["has no folder scheduler", "fetch"]),
     "no_transformer": (lose_folder("transformer"), ["does not load as a Wan pipeline", "fetch"]),

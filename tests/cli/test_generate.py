@@ -22,11 +22,11 @@ from jano_dist import cli as command_line
 from jano_dist import load_config, run_folder
 from jano_dist.models.wan import WanTransformer
 from jano_dist.observe import StepRecord
-from tests.cli.test_bad_input import BALL, assert_sentence
+from tests.cli.sentence import BALL, assert_sentence
 
 FILES = {"video.mp4", "complexity.png", "timeline.png", "run.json"}
 
-# The small config: 4 warm-up steps, then 6 of the pattern (refresh every 4th, moderate every 2nd), 2 cool-down.
+# Of the small config: 4 warm-up steps; every 4th is a refresh, every 2nd moderate; 2 cool-down steps.
 KINDS = [*["full"] * 4, "refresh", "active", "moderate", "active", "refresh", "active", *["full"] * 2]
 TOKENS = 2 * 4 * 4
 
@@ -177,6 +177,17 @@ def test_output_says_where_and_what(cli, small, tmp_path):
     assert {file.name for file in (tmp_path / "run").iterdir()} == FILES  # latents only where asked for
 
 
+def test_a_word_the_model_does_not_know_is_noted(cli, small, tmp_path):
+    result = cli("generate", f"{BALL} zyzzyva", "--out", tmp_path / "run", "--config", small, "--steps", "7")
+    assert_sentence(result, "note: the model does not know zyzzyva", code=0)
+
+
+def test_a_prompt_that_is_cut_off_is_noted(cli, small, tmp_path):
+    short = ["--steps", "7", "--set", "model.max_sequence_length=4"]
+    result = cli("generate", BALL, "--out", tmp_path / "run", "--config", small, *short)
+    assert_sentence(result, "note: the prompt is longer than 4 tokens", code=0)
+
+
 def test_parents_of_out_are_made(cli, small, tmp_path):
     result = cli("generate", BALL, "--out", tmp_path / "a" / "b", "--config", small, "--steps", "7")
     assert result.code == 0, result.err
@@ -194,10 +205,8 @@ def test_the_seed_decides(cli, small, tmp_path, made):
         out = tmp_path / str(seed)
         options = ["--config", small, "--seed", seed, "--save-latents"]
         assert cli("generate", BALL, "--out", out, *options).code == 0
-    latents = [
-        load_file(folder / "latents.safetensors")["latents"]
-        for folder in (made, tmp_path / "0", tmp_path / "1")
-    ]
+    folders = (made, tmp_path / "0", tmp_path / "1")
+    latents = [load_file(folder / "latents.safetensors")["latents"] for folder in folders]
     assert np.array_equal(latents[0], latents[1])
     assert not np.array_equal(latents[0], latents[2])
 
@@ -286,34 +295,26 @@ class TestRunGoesWrong:
 
 
 class TestInterrupted:
-    @pytest.mark.parametrize("where", ["complexity_picture", "timeline_picture", "_move"])
-    def test_while_writing(self, cli, unchanged, small, earlier, monkeypatch, where):
+    @pytest.mark.parametrize("folder", ["run", "new"])
+    @pytest.mark.parametrize("where", ["complexity_picture", "_move"])
+    def test_while_writing(self, cli, unchanged, small, earlier, monkeypatch, where, folder):
         def interrupt(*arguments):
             raise KeyboardInterrupt
 
         monkeypatch.setattr(run_folder, where, interrupt)
         with unchanged(earlier.parent):
-            result = cli("generate", BALL, "--out", earlier, "--config", small, "--steps", "7")
+            out = earlier.parent / folder
+            result = cli("generate", BALL, "--out", out, "--config", small, "--steps", "7")
         assert_sentence(result, "interrupted: nothing was written", code=130)
 
-    @pytest.mark.parametrize("folder", ["run", "new"])
-    def test_while_denoising(self, command, unchanged, small, earlier, folder):
-        """Ctrl-C on a real process, with and without an earlier run in the folder."""
+    def test_while_denoising(self, command, unchanged, small, earlier):
+        """Ctrl-C on a real process, with an earlier run in the folder."""
         call, environment = command
-        arguments = [
-            "--out",
-            earlier.parent / folder,
-            "--config",
-            small,
-            "--policy",
-            "full",
-            "--steps",
-            "1000",
-        ]
+        arguments = ["--out", earlier, "--config", small, "--policy", "full", "--steps", "1000"]
         with unchanged(earlier.parent):
             child = subprocess.Popen(
                 [*call, "generate", BALL, *map(str, arguments)],
-                env={**environment, "PYTHONUNBUFFERED": "1"},
+                env=environment,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
@@ -336,10 +337,8 @@ class TestCompare:
     @pytest.fixture(scope="class")
     def other(self, tmp_path_factory, small):
         out = tmp_path_factory.mktemp("other") / "run"
-        assert (
-            command_line.run(["generate", BALL, "--out", str(out), "--config", str(small), "--seed", "3"])
-            == 0
-        )
+        arguments = ["generate", BALL, "--out", str(out), "--config", str(small), "--seed", "3"]
+        assert command_line.run(arguments) == 0
         return out
 
     def test_run_folders_and_videos_agree(self, cli, made, other):
