@@ -120,9 +120,11 @@ class Engine:
         """
         if not prompt.strip():
             raise UserError("the prompt is empty: say what the video shows")
-        sampling, observer = self.config.sampling, observer or NullObserver()
-        negative = sampling.negative_prompt if negative_prompt is None else negative_prompt
-        prompts = [prompt, negative] if guidance_on(sampling.guidance) else [prompt]
+        observer = observer or NullObserver()
+        asked = {"seed": seed, "negative_prompt": negative_prompt}
+        changes = {key: value for key, value in asked.items() if value is not None}
+        sampling = self.config.sampling.model_copy(update=changes)
+        prompts = [prompt, sampling.negative_prompt] if guidance_on(sampling.guidance) else [prompt]
         for note in self.model.notes(prompt):
             observer.note(note)
         seconds = {"load": self._load_seconds}
@@ -130,7 +132,7 @@ class Engine:
 
         with torch.inference_mode():
             with self._phase("encode", seconds, observer):
-                state = self._begin(prompts, sampling.seed if seed is None else seed)
+                state = self._begin(prompts, sampling.seed)
             with self._phase("denoise", seconds, observer):
                 self._denoise(state, observer)
             with self._phase("decode", seconds, observer):
@@ -138,7 +140,9 @@ class Engine:
 
         # The clone is an ordinary tensor; the one from inference mode could not be used in autograd.
         levels = state.levels.reshape(self._token_shape()).cpu().numpy()
-        return Generation(frames, state.latent.clone(), self._record(state, seconds), levels)
+        config = self.config.model_copy(update={"sampling": sampling})
+        record = {"prompt": prompt, "config": config.model_dump(mode="json"), **self._record(state, seconds)}
+        return Generation(frames, state.latent.clone(), record, levels)
 
     def _begin(self, prompts: list[str], seed: int) -> State:
         model, sampling = self.model, self.config.sampling
@@ -163,9 +167,8 @@ class Engine:
             kind = policy.decide(index)
             rows = state.plan.rows(kind)
             velocity = self._velocity(state, index, timestep, kind, rows)
-            state.latent = state.scheduler.step(velocity, timestep, state.latent[None], return_dict=False)[0][
-                0
-            ]
+            stepped = state.scheduler.step(velocity, timestep, state.latent[None], return_dict=False)[0]
+            state.latent = stepped[0]
             if not bool(state.latent.isfinite().all()):
                 raise RunError(
                     f"the latents became non-finite in step {index} ({kind}): "
@@ -229,7 +232,6 @@ class Engine:
         done = text + sum(geometry.forward_flops(step.tokens, tokens, text_tokens) for step in state.steps)
         full = text + len(state.steps) * geometry.forward_flops(tokens, tokens, text_tokens)
         return {
-            "config": self.config.model_dump(mode="json"),
             "versions": observe.versions(),
             "mesh": self.mesh.record(),
             "policy": self.config.policy.name,

@@ -95,7 +95,7 @@ class TestFiles:
 class TestRecord:
     def test_keys(self, record):
         assert list(record) == [
-            "config", "versions", "mesh", "policy", "levels", "steps", "seconds", "memory", "flops",
+            "prompt", "config", "versions", "mesh", "policy", "levels", "steps", "seconds", "memory", "flops",
         ]  # fmt: skip
 
     def test_config_is_the_resolved_one(self, record, small):
