@@ -53,7 +53,7 @@ def main() -> None:
     rows = [measure(config, engine.model, tokens, share) for share in SHARES]
     for row in rows:
         print(f"share {row['share']:.3f}: cost {row['cost']:.3f}, over share {row['cost_over_share']:.3f}")
-    save("sparse-step", {"tokens": tokens, "steps": args.steps, "rows": rows})
+    save(f"sparse-step-{tokens}-tokens", {"tokens": tokens, "steps": args.steps, "rows": rows})
 
 
 if __name__ == "__main__":
