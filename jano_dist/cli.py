@@ -81,11 +81,11 @@ def generate(
     if not prompt.strip():
         raise UserError("the prompt is empty: say what the video shows")
 
+    _quiet_libraries()  # before they are imported
+    from jano_dist.engine import Engine
     from jano_dist.run_folder import check_target, write_run
 
     check_target(out)
-    _quiet_libraries()
-    from jano_dist.engine import Engine
 
     console = Console(highlight=False)
     engine = Engine(settings)
@@ -177,7 +177,7 @@ def _summary(console: Console, out: Path, record: dict[str, Any]) -> None:
 
 def _quiet_libraries() -> None:
     """Our progress bar is the only one; the libraries' warnings about our own hooks help nobody."""
-    for name in ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY"):
+    for name in ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY", "HF_HUB_VERBOSITY"):
         os.environ.setdefault(name, "error")
     if not sys.warnoptions:  # `python -W` asks to see them
         warnings.filterwarnings("ignore", module="diffusers|transformers|huggingface_hub|torch")
