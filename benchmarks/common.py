@@ -58,7 +58,7 @@ def _cpu_name() -> str:
 
 
 class FixedMap:
-    """Policy: one full step, then the given kinds over and over on a map that is given from outside."""
+    """Policy: a full step, a refresh, then the given kinds over and over, on a map given from outside."""
 
     def __init__(self, levels: Tensor, kinds: Sequence[StepKind]) -> None:
         self._levels, self._kinds = levels, kinds

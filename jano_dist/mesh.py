@@ -15,7 +15,6 @@ class Mesh:
     cfg: int
     kv: int
     ulysses: int
-    rank: int = 0
     _bytes_sent: int = 0
 
     @classmethod
@@ -27,11 +26,6 @@ class Mesh:
     def world(self) -> int:
         """Ranks in all."""
         return self.cfg * self.kv * self.ulysses
-
-    @property
-    def is_coordinator(self) -> bool:
-        """The coordinator scores, decides and broadcasts; nobody else decides."""
-        return self.rank == 0
 
     def broadcast(self, tensor: Tensor) -> Tensor:
         """The coordinator's tensor, on every rank."""

@@ -5,7 +5,7 @@ from enum import StrEnum
 
 
 class StepKind(StrEnum):
-    """What one step computes; see DESIGN words in docs/architecture.md."""
+    """What one step computes."""
 
     FULL = "full"  # all tokens, cache untouched
     REFRESH = "refresh"  # all tokens, cache rewritten
