@@ -27,6 +27,10 @@ class ModelConfig(_Frozen):
         "auto", description="transformer and text encoder; auto keeps the dtype of the files"
     )
     vae_dtype: Literal["float32", "bfloat16"] = "float32"
+    vae_parallel: Literal["auto", "single"] = Field(
+        "auto", description="who decodes: all ranks, or the coordinator alone"
+    )
+    vae_tiling: bool = Field(False, description="decode in overlapping tiles, which takes less memory")
     max_sequence_length: int = Field(512, ge=1, description="text tokens a prompt is padded to")
 
 
@@ -85,10 +89,20 @@ PolicyConfig = Annotated[FullPolicyConfig | JanoPolicyConfig, Field(discriminato
 _POLICIES: dict[str, type[BaseModel]] = {"full": FullPolicyConfig, "jano": JanoPolicyConfig}
 
 
+class MeshConfig(_Frozen):
+    """How the ranks of a gang share the work; what is null is chosen from the number of ranks."""
+
+    cfg: Literal[1, 2] | None = Field(None, description="2: cond and uncond branch on different ranks")
+    ulysses: _Edge | None = Field(None, description="ranks that share a branch's heads and tokens")
+
+
 class RuntimeConfig(_Frozen):
     """Where it runs."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    timeout_seconds: float = Field(
+        120, gt=0, description="how long a rank waits for the others before it gives up"
+    )
 
 
 class Config(_Frozen):
@@ -98,6 +112,7 @@ class Config(_Frozen):
     video: VideoConfig
     sampling: SamplingConfig = SamplingConfig()
     policy: PolicyConfig = JanoPolicyConfig()
+    mesh: MeshConfig = MeshConfig()
     runtime: RuntimeConfig = RuntimeConfig()
     preset: str | None = None
 
