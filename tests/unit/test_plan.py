@@ -1,5 +1,7 @@
 """The order of tokens and the prefix each step kind computes."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
@@ -111,3 +113,130 @@ def test_shares_sum_to_one(levels):
     assert sum(shares.values()) == pytest.approx(1)
     assert shares["static"] == pytest.approx(levels.count(1) / len(levels))
     assert shares["moderate"] == pytest.approx(levels.count(2) / len(levels))
+
+
+# Who computes what, and where it lies in the K/V buffers.
+
+NESTED = (StepKind.ACTIVE, StepKind.MODERATE, StepKind.REFRESH)
+LOWEST = {StepKind.FULL: 1, StepKind.REFRESH: 1, StepKind.MODERATE: 2, StepKind.ACTIVE: 3}
+# Down to no token at all, so that buckets are empty and ranks outnumber tokens.
+dealt = given(st.lists(st.integers(1, 3), max_size=40), st.integers(1, 9))
+
+
+def own_rows(deal):
+    return [deal.own(rank).tolist() for rank in range(len(deal.counts))]
+
+
+def write(buffer, deal):
+    """Put each row's token where `moves` says; nothing may be written twice."""
+    rows, places = deal.rows.tolist(), []
+    for source, target, length in deal.moves:
+        buffer[target : target + length] = rows[source : source + length]
+        places += range(target, target + length)
+    assert len(places) == len(set(places))
+    return places
+
+
+def test_a_deal_by_hand():
+    """Tokens 1 3 6 | 2 5 | 0 4 on two ranks: positions 0, 2, 4, 6 of the order are rank 0's."""
+    plan = plan_of([1, 3, 2, 3, 1, 2, 3])
+    active, moderate, refresh = (plan.deal(kind, 2) for kind in NESTED)
+    assert own_rows(active) == [[1, 6], [3]]
+    assert own_rows(moderate) == [[1, 6, 5], [3, 2]]
+    assert own_rows(refresh) == [[1, 6, 5, 4], [3, 2, 0]]
+    assert refresh.rows.tolist() == [1, 6, 5, 4, 3, 2, 0]
+    # In the buffers, bucket by bucket: 1 6 3 | 5 2 | 4 0.
+    assert active.moves == ((0, 0, 3),)
+    assert moderate.moves == ((0, 0, 2), (2, 3, 1), (3, 2, 1), (4, 4, 1))
+    assert refresh.moves == ((0, 0, 2), (2, 3, 1), (3, 5, 1), (4, 2, 1), (5, 4, 1), (6, 6, 1))
+
+
+def test_one_rank_computes_the_plan_as_it_is():
+    plan = plan_of([1, 3, 2, 3, 1, 2, 3])
+    for kind in StepKind:
+        deal = plan.deal(kind, 1)
+        assert deal.rows.tolist() == deal.own(0).tolist() == plan.rows(kind).tolist()
+        assert deal.moves == ((0, 0, plan.count(kind)),)
+
+
+@dealt
+def test_every_token_of_the_kind_is_dealt_once(levels, ranks):
+    plan = plan_of(levels)
+    for kind, floor in LOWEST.items():
+        deal = plan.deal(kind, ranks)
+        assert deal.rows.dtype == torch.int64
+        assert sorted(deal.rows.tolist()) == [token for token, one in enumerate(levels) if one >= floor]
+        assert len(deal.counts) == ranks
+        assert list(itertools.chain(*own_rows(deal))) == deal.rows.tolist()
+
+
+@dealt
+def test_ranks_differ_by_one_token_at_most(levels, ranks):
+    plan = plan_of(levels)
+    for kind, floor in LOWEST.items():
+        deal = plan.deal(kind, ranks)
+        assert max(deal.counts) - min(deal.counts) <= 1
+        for bucket in range(floor, 4):
+            sizes = [sum(levels[token] == bucket for token in own) for own in own_rows(deal)]
+            assert max(sizes) - min(sizes) <= 1
+
+
+@dealt
+def test_a_rank_computes_a_prefix_of_what_it_computes_in_a_larger_step(levels, ranks):
+    plan = plan_of(levels)
+    by_kind = [own_rows(plan.deal(kind, ranks)) for kind in NESTED]
+    for smaller, larger in itertools.pairwise(by_kind):
+        for few, many in zip(smaller, larger, strict=True):
+            assert many[: len(few)] == few
+    assert own_rows(plan.deal(StepKind.FULL, ranks)) == by_kind[-1]
+
+
+@dealt
+def test_a_token_lies_in_the_same_place_whatever_the_step(levels, ranks):
+    plan, buffer = plan_of(levels), [None] * len(levels)
+    assert sorted(write(buffer, plan.deal(StepKind.REFRESH, ranks))) == list(range(len(levels)))
+    assert [levels[token] for token in buffer] == sorted(levels, reverse=True)
+    for kind in (StepKind.ACTIVE, StepKind.MODERATE, StepKind.REFRESH, StepKind.FULL):
+        before, deal = list(buffer), plan.deal(kind, ranks)
+        places = write(buffer, deal)
+        assert buffer == before
+        assert sorted(places) == list(range(plan.count(kind)))  # what a step writes is a prefix
+        assert sum(length for _, _, length in deal.moves) == plan.count(kind)
+
+
+@dealt
+def test_what_an_active_step_sends_is_kept_in_one_piece(levels, ranks):
+    plan = plan_of(levels)
+    active = plan.count(StepKind.ACTIVE)
+    assert plan.deal(StepKind.ACTIVE, ranks).moves == (((0, 0, active),) if active else ())
+
+
+@dealt
+def test_moves_are_few_and_none_is_empty(levels, ranks):
+    """At most one per bucket and rank: a copy each, per layer and step."""
+    for kind, floor in LOWEST.items():
+        moves = plan_of(levels).deal(kind, ranks).moves
+        assert all(length > 0 for _, _, length in moves)
+        assert len(moves) <= ranks * (4 - floor)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 5, 9])
+def test_more_ranks_than_tokens(ranks):
+    deal = plan_of([3, 2, 1]).deal(StepKind.REFRESH, ranks)
+    assert sum(deal.counts) == 3
+    assert max(deal.counts) == (1 if ranks > 2 else 3 // ranks + 3 % ranks)
+    assert [deal.own(rank).numel() for rank in range(ranks)] == list(deal.counts)
+
+
+@given(level_lists, level_lists)
+def test_digests_are_equal_for_equal_maps_only(one, other):
+    digest = plan_of(one).digest()
+    assert len(digest) == 32
+    assert digest == plan_of(list(one)).digest()
+    assert (digest == plan_of(other).digest()) == (one == other)
+
+
+def test_digests_of_plans_in_the_same_order_differ():
+    """All static and all active have the same order, and other counts."""
+    assert len({plan_of([level] * 6).digest() for level in (1, 2, 3)}) == 3
+    assert plan_of([3, 3, 1]).digest() != plan_of([3, 2, 1]).digest()

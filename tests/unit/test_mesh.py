@@ -1,0 +1,137 @@
+"""Degrees that fit, and a mesh of one process. Real ranks: tests/gang."""
+
+import itertools
+import re
+
+import pytest
+import torch
+
+from jano_dist.config import MeshConfig
+from jano_dist.errors import UserError
+from jano_dist.mesh import Degrees, Mesh, Traffic, choose_degrees
+
+WORLDS, HEADS, ASKED = range(1, 17), (1, 6, 12, 40), (None, 1, 2, 3, 4, 8)
+
+
+def fits(cfg, ulysses, *, world, heads, guided):
+    """Written down a second time: all ranks at work, whole heads, two branches only where there are two."""
+    return cfg * ulysses == world and heads % ulysses == 0 and (cfg == 1 or (cfg == 2 and guided))
+
+
+def all_meshes(**facts):
+    """CFG first."""
+    pairs = itertools.product((2, 1), range(1, 17))
+    return [(cfg, ulysses) for cfg, ulysses in pairs if fits(cfg, ulysses, **facts)]
+
+
+def every_case():
+    return itertools.product(WORLDS, HEADS, (True, False), (None, 1, 2), ASKED)
+
+
+@pytest.mark.parametrize(
+    ("world", "heads", "guided", "degrees"),
+    [
+        (1, 40, True, (1, 1, 1)),
+        (2, 40, True, (2, 1, 1)),
+        (2, 40, False, (1, 1, 2)),
+        (3, 6, True, (1, 1, 3)),
+        (4, 12, True, (2, 1, 2)),
+        (4, 12, False, (1, 1, 4)),
+        (5, 40, True, (1, 1, 5)),
+        (6, 6, True, (2, 1, 3)),
+        (6, 6, False, (1, 1, 6)),
+        (8, 12, True, (2, 1, 4)),
+        (8, 40, True, (2, 1, 4)),
+        (8, 40, False, (1, 1, 8)),
+        (16, 40, True, (2, 1, 8)),
+    ],
+)
+def test_cfg_first_then_ulysses(world, heads, guided, degrees):
+    assert choose_degrees(MeshConfig(), world=world, heads=heads, guided=guided) == degrees
+
+
+@pytest.mark.parametrize(
+    ("asked", "degrees"),
+    [
+        ({"cfg": 1}, (1, 1, 4)),
+        ({"cfg": 2}, (2, 1, 2)),
+        ({"ulysses": 4}, (1, 1, 4)),
+        ({"ulysses": 2}, (2, 1, 2)),
+        ({"cfg": 1, "ulysses": 4}, (1, 1, 4)),
+    ],
+)
+def test_what_is_asked_for_is_given(asked, degrees):
+    assert choose_degrees(MeshConfig(**asked), world=4, heads=12, guided=True) == degrees
+
+
+def test_every_case_against_all_meshes_there_are():
+    chosen = refused = 0
+    for world, heads, guided, cfg, ulysses in every_case():
+        wanted = [
+            mesh
+            for mesh in all_meshes(world=world, heads=heads, guided=guided)
+            if cfg in (None, mesh[0]) and ulysses in (None, mesh[1])
+        ]
+        asked = MeshConfig(cfg=cfg, ulysses=ulysses)
+        if wanted:
+            degrees = choose_degrees(asked, world=world, heads=heads, guided=guided)
+            assert degrees == Degrees(wanted[0][0], 1, wanted[0][1])
+            chosen += 1
+        else:
+            with pytest.raises(UserError):
+                choose_degrees(asked, world=world, heads=heads, guided=guided)
+            refused += 1
+    assert chosen > 100
+    assert refused > 100
+
+
+def test_what_the_sentence_offers_is_all_that_works():
+    for world, heads, guided, cfg, ulysses in every_case():
+        try:
+            choose_degrees(MeshConfig(cfg=cfg, ulysses=ulysses), world=world, heads=heads, guided=guided)
+            continue
+        except UserError as error:
+            sentence = str(error)
+        problem, advice = sentence.split(": ")
+        assert f"{world} rank" in problem
+        assert f"{heads} heads" in problem
+        for name, degree in (("cfg", cfg), ("ulysses", ulysses)):
+            assert (f"--{name} {degree}" in problem) == (degree is not None)
+        meshes = all_meshes(world=world, heads=heads, guided=guided)
+        if meshes:
+            offered = re.findall(r"--cfg (\d+) --ulysses (\d+)", advice)
+            assert [(int(c), int(u)) for c, u in offered] == meshes, sentence
+        else:
+            worlds = [n for n in range(1, 81) if any(
+                fits(c, u, world=n, heads=heads, guided=guided) for c in (1, 2) for u in range(1, 81)
+            )]  # fmt: skip
+            assert [int(number) for number in re.findall(r"\d+", advice)] == worlds, sentence
+            assert re.fullmatch(r"start (\d+(, \d+)* or )?\d+ ranks?", advice), sentence
+
+
+@pytest.mark.parametrize("degrees", [{"cfg": 2}, {"ulysses": 2}, {"kv": 3}, {"cfg": 2, "ulysses": 3}])
+def test_degrees_that_do_not_multiply_to_the_ranks(degrees):
+    with pytest.raises(UserError, match="1 were started"):
+        Mesh(**degrees)
+
+
+def test_one_process_moves_nothing():
+    mesh, rows = Mesh(), torch.arange(12.0).view(4, 3)
+    kept = rows.clone()
+    assert mesh.is_coordinator
+    assert mesh.record() == {"cfg": 1, "kv": 1, "ulysses": 1, "world": 1}
+    assert (mesh.sequence_ranks, mesh.sequence_rank) == (1, 0)
+    for dim in ("cfg", "kv", "ulysses"):
+        assert (mesh.size(dim), mesh.index(dim)) == (1, 0)
+        assert torch.equal(mesh.all_to_all(rows, [4], [4], dim), kept)
+        assert torch.equal(mesh.gather_rows(rows, [4], dim), kept)
+    assert torch.equal(mesh.broadcast(rows), kept)
+    assert mesh.decide(3, 1, 4) == (3, 1, 4)
+    assert torch.equal(mesh.collect(rows), kept[None])
+    assert mesh.differing(b"anything") == []
+    assert torch.equal(rows, kept)
+    assert mesh.take_traffic() == Traffic(0, 0.0)
+
+
+def test_a_single_mesh_is_this_process_alone():
+    assert Mesh.single().record() == Mesh().record()
