@@ -205,7 +205,7 @@ def _gpu_advice(facts: Facts) -> list[str]:
     gpus = "1 GPU with" if count == 1 else f"{count} GPUs, the smallest with"
     lines = [f"{gpus} {_gib(smallest)}."]
     if count > 1:
-        lines.append("This version computes on one of them.")
+        lines.append(f"`jano-dist generate --nproc {count}` makes one video on all of them.")
     lines += [_fit(model, smallest) for model in (SMALL, LARGE)]
     oldest = min(float(device["capability"]) for device in devices)
     if oldest < 8.0 and facts["torch"]["build"].startswith("CUDA"):

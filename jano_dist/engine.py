@@ -3,10 +3,11 @@
 `Engine.generate` is the walk of docs/architecture.md: encode, noise, denoise, decode.
 """
 
+import hashlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,21 +15,24 @@ import torch
 from torch import Tensor
 
 from jano_dist import observe
+from jano_dist.attention.distributed import sequence_attention
 from jano_dist.cache import KVCache, NoCache
 from jano_dist.cache.kv import Cache
 from jano_dist.config import Config
 from jano_dist.errors import RunError, UserError
-from jano_dist.mesh import Mesh
-from jano_dist.models import Branch, Geometry, VideoModel, load_model, read_geometry
-from jano_dist.observe import NullObserver, Observer, StepRecord
+from jano_dist.mesh import Mesh, choose_degrees, ranks_started
+from jano_dist.models import Branch, Geometry, VideoModel, load_model, model_digest, read_geometry
+from jano_dist.observe import NullObserver, Observer, StepRecord, merge_ranks, step_table
 from jano_dist.policies import Policy, make_policy
 from jano_dist.runtime import pick_device
 from jano_dist.sampling.guidance import guidance_on, guide
 from jano_dist.sampling.velocity import VelocityRows
 from jano_dist.tokens.complexity import ACTIVE
 from jano_dist.tokens.grid import Shape3
-from jano_dist.tokens.plan import TokenPlan
+from jano_dist.tokens.plan import Deal, TokenPlan
 from jano_dist.tokens.schedule import StepKind
+
+_KINDS = list(StepKind)
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class Generation:
     """One finished video.
 
     Attributes:
-        frames: uint8 [T, H, W, 3].
+        frames: uint8 [T, H, W, 3] on the coordinator; [0, H, W, 3] on other ranks.
         latents: float32 [C, T', H', W'], the denoised latent.
         record: what `run.json` holds.
         levels: uint8 [tokens along T, H, W], the complexity map (all active where none was made).
@@ -53,7 +57,7 @@ class State:
     """Everything a step needs to go on. One per generation; a step replaces or writes every field."""
 
     latent: Tensor  # float32 [C, T, H, W]
-    branches: list[Branch]  # cond, then uncond
+    branches: list[Branch]  # this rank's: cond, then uncond, or under CFG parallelism one of them
     caches: list[Cache]  # one per branch; null until a map is known
     plan: TokenPlan
     velocity: VelocityRows
@@ -68,11 +72,13 @@ class Engine:
     Args:
         config: from `load_config`.
         model: an already loaded model to share between engines; None loads `config.model`.
-        mesh: the ranks that work together; None is this process alone.
+        mesh: the ranks that work together; None arranges all ranks of the process group (this process
+            alone where there is none) by `config.mesh`.
         policies: makes a policy for each generation; called like `make_policy`.
 
     Raises:
-        UserError: a config that does not fit the model, the video or this machine.
+        UserError: a config that does not fit the model, the video, the ranks or this machine; ranks
+            that were started with different configs, software or model files.
     """
 
     def __init__(
@@ -83,20 +89,52 @@ class Engine:
         mesh: Mesh | None = None,
         policies: Callable[..., Policy] = make_policy,
     ) -> None:
-        self.config, self.mesh, self._make_policy = config, mesh or Mesh.single(), policies
+        self.config, self._make_policy = config, policies
         geometry = model.geometry if model else read_geometry(config.model.name)
         video = config.video
         self.latent_shape: Shape3 = geometry.latent_shape(video.frames, video.height, video.width)
         self._policy(geometry)  # says what does not fit before minutes of loading
+        device = model.device if model else pick_device(config.runtime)
+        self.mesh = mesh or self._arrange(geometry, device)
+        self._check_alike(loads=model is None)
         started = time.perf_counter()
         self.model: VideoModel = model or load_model(
             config.model.name,
             dtype=config.model.dtype,
             vae_dtype=config.model.vae_dtype,
+            vae_parallel=config.model.vae_parallel,
+            vae_tiling=config.model.vae_tiling,
             max_sequence_length=config.model.max_sequence_length,
-            device=pick_device(config.runtime),
+            device=device,
         )
         self._load_seconds = time.perf_counter() - started
+
+    def _arrange(self, geometry: Geometry, device: torch.device) -> Mesh:
+        degrees = choose_degrees(
+            self.config.mesh,
+            world=ranks_started(),
+            heads=geometry.heads,
+            guided=guidance_on(self.config.sampling.guidance),
+        )
+        timeout = self.config.runtime.timeout_seconds
+        return Mesh(**degrees._asdict(), device=device, timeout_seconds=timeout)
+
+    def _check_alike(self, *, loads: bool) -> None:
+        """Ranks that differ here would make different videos, or wait for each other for ever."""
+        if self.mesh.world == 1:
+            return
+        facts = {
+            "config": self.config.model_dump_json().encode(),
+            "software": repr(observe.versions()).encode(),
+            "model files": model_digest(self.config.model.name) if loads else b"",
+        }
+        for what, fact in facts.items():
+            ranks = self.mesh.differing(hashlib.sha256(fact).digest())
+            if ranks:
+                raise UserError(
+                    f"{what} of {_ranks(ranks)} differ from rank 0's: start every rank with the same "
+                    "command line, files and versions"
+                )
 
     def generate(
         self,
@@ -136,18 +174,22 @@ class Engine:
             with self._phase("denoise", seconds, observer):
                 self._denoise(state, observer)
             with self._phase("decode", seconds, observer):
-                frames = self.model.decode(state.latent)
+                frames = self.model.decode(state.latent, self.mesh)
 
         # The clone is an ordinary tensor; the one from inference mode could not be used in autograd.
         levels = state.levels.reshape(self._token_shape()).cpu().numpy()
         config = self.config.model_copy(update={"sampling": sampling})
-        record = {"prompt": prompt, "config": config.model_dump(mode="json"), **self._record(state, seconds)}
+        record = {
+            "prompt": prompt,
+            "config": config.model_dump(mode="json"),
+            **self._record(state, seconds, len(prompts)),
+        }
         return Generation(frames, state.latent.clone(), record, levels)
 
     def _begin(self, prompts: list[str], seed: int) -> State:
         model, sampling = self.model, self.config.sampling
         plan = TokenPlan.natural(int(np.prod(self._token_shape())), model.device)
-        branches = model.encode(prompts)
+        branches = self._branches(prompts)
         return State(
             latent=model.noise(self.latent_shape, seed),
             branches=branches,
@@ -158,15 +200,28 @@ class Engine:
             scheduler=model.scheduler(sampling.steps, sampling.shift),
         )
 
+    def _branches(self, prompts: list[str]) -> list[Branch]:
+        """This rank's branches; the text is encoded once, on the coordinator."""
+        model, mesh = self.model, self.mesh
+        shape = (len(prompts), self.config.model.max_sequence_length, model.geometry.text_dim)
+        own = model.encode(prompts) if mesh.is_coordinator else None
+        text = mesh.broadcast(
+            torch.empty(shape, dtype=model.dtype, device=model.device) if own is None else own
+        )
+        return [model.branch(each) for each in text.chunk(mesh.size("cfg"))[mesh.index("cfg")].split(1)]
+
     def _denoise(self, state: State, observer: Observer) -> None:
         """The loop: decide, compute those rows, step, observe. Writes to `state`."""
         policy = self._policy(self.model.geometry)
         timesteps = state.scheduler.timesteps
+        levels: Tensor | None = None
         for index, timestep in enumerate(timesteps):
             started = time.perf_counter()
-            kind = policy.decide(index)
-            rows = state.plan.rows(kind)
-            velocity = self._velocity(state, index, timestep, kind, rows)
+            kind, mapped = self._decision(policy, index, levels)
+            if mapped:
+                self._replan(state, levels)
+            deal = state.plan.deal(kind, self.mesh.sequence_ranks)
+            velocity = self._velocity(state, index, timestep, kind, deal)
             stepped = state.scheduler.step(velocity, timestep, state.latent[None], return_dict=False)[0]
             state.latent = stepped[0]
             if not bool(state.latent.isfinite().all()):
@@ -174,30 +229,63 @@ class Engine:
                     f"the latents became non-finite in step {index} ({kind}): "
                     "use model.dtype float32 or bfloat16, lower guidance, or check the weights"
                 )
-            levels = policy.observe(index, velocity[0])
-            if levels is not None:
-                self._replan(state, self.mesh.broadcast(levels))
+            levels = policy.observe(index, velocity[0]) if self.mesh.is_coordinator else None
+            traffic = self.mesh.take_traffic()
             observe.synchronize(self.model.device)
-            seconds = time.perf_counter() - started
-            state.steps.append(StepRecord(index, kind.value, rows.numel(), seconds, self.mesh.take_bytes()))
+            state.steps.append(
+                StepRecord(
+                    index=index,
+                    kind=kind.value,
+                    tokens=sum(deal.counts),
+                    own_tokens=deal.counts[self.mesh.sequence_rank],
+                    seconds=time.perf_counter() - started,
+                    comm_seconds=traffic.seconds,
+                    comm_bytes=traffic.nbytes,
+                )
+            )
             observer.step(state.steps[-1], len(timesteps))
 
-    def _velocity(self, state: State, index: int, timestep: Tensor, kind: StepKind, rows: Tensor) -> Tensor:
-        """The guided velocity [1, C, T, H, W]: fresh in `rows`, elsewhere the last one computed."""
-        idle = NoCache(self.model.geometry.layers)
+    def _decision(self, policy: Policy, index: int, levels: Tensor | None) -> tuple[StepKind, bool]:
+        """What this step computes, and whether a new map comes first: the coordinator's word, everywhere."""
+        mine = (0, 0)
+        if self.mesh.is_coordinator:
+            mine = _KINDS.index(policy.decide(index)), int(levels is not None)
+        kind, mapped = self.mesh.decide(*mine)
+        return _KINDS[kind], bool(mapped)
+
+    def _velocity(self, state: State, index: int, timestep: Tensor, kind: StepKind, deal: Deal) -> Tensor:
+        """The guided velocity [1, C, T, H, W]: fresh in the deal's rows, elsewhere the last one computed."""
+        idle, mesh = NoCache(self.model.geometry.layers), self.mesh
+        own = deal.own(mesh.sequence_rank)
+        attend = sequence_attention(mesh, deal.counts, deal.moves)
         outputs = [
-            self.model.forward(state.latent, timestep, branch, rows, idle if kind is StepKind.FULL else cache)
+            self.model.forward(
+                state.latent, timestep, branch, own, idle if kind is StepKind.FULL else cache, attend
+            )
             for branch, cache in zip(state.branches, state.caches, strict=True)
         ]
-        guided = guide(outputs, self.config.sampling.guidance)
-        state.velocity.update(rows, guided, float(state.scheduler.sigmas[index]))
+        # Partners swap the rows they computed, and only what is guided is gathered: half the bytes.
+        counts = [len(own)] * mesh.size("cfg")
+        swapped = [part for rows in outputs for part in mesh.gather_rows(rows, counts, "cfg").split(counts)]
+        guided = guide(swapped, self.config.sampling.guidance)
+        rows = mesh.gather_rows(guided, deal.counts, "ulysses")
+        state.velocity.update(deal.rows, rows, float(state.scheduler.sigmas[index]))
         return self.model.unpatchify(state.velocity.rows, self.latent_shape)[None]
 
-    def _replan(self, state: State, levels: Tensor) -> None:
-        """A new map: order the tokens by it and start empty caches in that order."""
+    def _replan(self, state: State, levels: Tensor | None) -> None:
+        """A new map, of the coordinator: order the tokens by it and start empty caches in that order."""
         geometry, model = self.model.geometry, self.model
-        state.levels, state.plan = levels, TokenPlan.from_levels(levels)
-        sizes = (geometry.layers, state.plan.tokens, geometry.heads, geometry.head_dim)
+        state.levels = self.mesh.broadcast(torch.empty_like(state.levels) if levels is None else levels)
+        state.plan = TokenPlan.from_levels(state.levels)
+        if self.mesh.world > 1:
+            ranks = self.mesh.differing(state.plan.digest())
+            if ranks:
+                raise RunError(
+                    f"{_ranks(ranks)} made another token plan than the coordinator from the same complexity "
+                    "map: run the same version of jano_dist and torch on every rank"
+                )
+        heads = geometry.heads // self.mesh.size("ulysses")
+        sizes = (geometry.layers, state.plan.tokens, heads, geometry.head_dim)
         state.caches = [KVCache(*sizes, model.dtype, model.device) for _ in state.branches]
 
     def _policy(self, geometry: Geometry) -> Policy:
@@ -225,22 +313,27 @@ class Engine:
         observe.synchronize(self.model.device)
         seconds[name] = time.perf_counter() - started
 
-    def _record(self, state: State, seconds: dict[str, float]) -> dict[str, Any]:
+    def _record(self, state: State, seconds: dict[str, float], branches: int) -> dict[str, Any]:
         geometry, tokens = self.model.geometry, state.plan.tokens
-        branches, text_tokens = len(state.branches), self.config.model.max_sequence_length
+        text_tokens = self.config.model.max_sequence_length
         text = geometry.text_flops(text_tokens)
         done = text + sum(geometry.forward_flops(step.tokens, tokens, text_tokens) for step in state.steps)
         full = text + len(state.steps) * geometry.forward_flops(tokens, tokens, text_tokens)
+        memory = torch.tensor(
+            [sum(cache.nbytes for cache in state.caches), observe.peak_bytes(self.model.device)]
+        )
+        cache_bytes, peak_bytes = self.mesh.collect(memory).amax(0).tolist()
         return {
             "versions": observe.versions(),
             "mesh": self.mesh.record(),
             "policy": self.config.policy.name,
             "levels": state.plan.shares(),
-            "steps": [asdict(step) for step in state.steps],
+            "steps": merge_ranks(state.steps, self.mesh.collect(step_table(state.steps))),
             "seconds": {**seconds, "total": sum(seconds.values())},
-            "memory": {
-                "cache_bytes_per_rank": sum(cache.nbytes for cache in state.caches),
-                "peak_bytes_per_rank": observe.peak_bytes(self.model.device),
-            },
+            "memory": {"cache_bytes_per_rank": cache_bytes, "peak_bytes_per_rank": peak_bytes},
             "flops": {"full": branches * full, "done": branches * done},
         }
+
+
+def _ranks(ranks: list[int]) -> str:
+    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"

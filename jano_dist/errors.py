@@ -7,3 +7,7 @@ class UserError(Exception):
 
 class RunError(Exception):
     """The run itself went wrong (for example non-finite latents): one sentence. Exit code 1."""
+
+
+class PeerLost(RunError):  # noqa: N818 - it names what happened
+    """A collective failed because another rank is gone or silent: seldom the first cause of a failure."""

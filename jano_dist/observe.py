@@ -2,30 +2,74 @@
 
 import platform
 import resource
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One denoising step.
+    """One denoising step, as one rank saw it.
 
     Attributes:
         index: from 0.
         kind: full, refresh, moderate or active.
-        tokens: tokens computed (of each branch).
+        tokens: tokens computed (of each branch) by all ranks together.
+        own_tokens: those computed by this rank.
         seconds: wall time, device work included.
+        comm_seconds: the part of it spent in collectives, waiting for other ranks included.
         comm_bytes: bytes this rank sent to others.
     """
 
     index: int
     kind: str
     tokens: int
+    own_tokens: int
     seconds: float
+    comm_seconds: float
     comm_bytes: int
+
+
+# What ranks tell each other of a step: columns of `step_table`.
+_PER_RANK = ("own_tokens", "seconds", "comm_seconds", "comm_bytes")
+
+
+def step_table(steps: Sequence[StepRecord]) -> Tensor:
+    """What differs between ranks, float64 [steps, 4] (bytes are exact below 2**53)."""
+    rows = [[float(getattr(step, name)) for name in _PER_RANK] for step in steps]
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def merge_ranks(steps: Sequence[StepRecord], tables: Tensor) -> list[dict[str, Any]]:
+    """The steps as `run.json` holds them, from every rank's `step_table` [world, steps, 4].
+
+    `seconds` are the slowest rank's, `comm_bytes` all ranks' together. `comm_seconds` are the smallest
+    of any rank's: the rank the others wait for waits least, so this is what communication itself cost.
+    """
+    merged = []
+    for step, ranks in zip(steps, tables.transpose(0, 1), strict=True):
+        tokens, seconds, comm_seconds, comm_bytes = ranks.T.tolist()
+        merged.append(
+            {
+                "index": step.index,
+                "kind": step.kind,
+                "tokens": step.tokens,
+                "seconds": max(seconds),
+                "comm_seconds": min(comm_seconds),
+                "comm_bytes": int(sum(comm_bytes)),
+                "ranks": {
+                    "tokens": [int(count) for count in tokens],
+                    "seconds": seconds,
+                    "comm_seconds": comm_seconds,
+                    "comm_bytes": [int(count) for count in comm_bytes],
+                },
+            }
+        )
+    return merged
 
 
 class Observer(Protocol):

@@ -138,12 +138,13 @@ def _check_map(frames: npt.NDArray[np.uint8], levels: npt.NDArray[np.uint8]) -> 
 
 
 def timeline_picture(path: Path, steps: Sequence[Mapping[str, Any]]) -> None:
-    """Draw tokens and seconds of every step, coloured by step kind, as PNG.
+    """Draw tokens and seconds (compute, and communication on top) of every step, coloured by kind, as PNG.
 
     Args:
         path: where to write the picture.
         steps: per step a mapping with `index` (int), `kind` (full, refresh, moderate, active or
-            skip), `tokens` (int, computed), `seconds` (float) and `comm_bytes` (int).
+            skip), `tokens` (int, computed), `seconds` (float), `comm_seconds` (float, the part of them
+            spent in collectives) and `comm_bytes` (int).
 
     Raises:
         ValueError: no steps, or an unknown kind.
@@ -165,6 +166,7 @@ def timeline_picture(path: Path, steps: Sequence[Mapping[str, Any]]) -> None:
     upper.set_title(_totals(steps), fontsize=10, color=INK, loc="left", pad=8)
     counts = {kind: sum(step["kind"] == kind for step in steps) for kind in KINDS}
     handles = [Patch(color=KINDS[kind], label=f"{kind} ({n})") for kind, n in counts.items() if n]
+    handles += _communication(lower, steps)
     figure.legend(
         handles=handles,
         loc="outside lower center",
@@ -187,6 +189,18 @@ def _bars(axes: Axes, steps: Sequence[Mapping[str, Any]], value: str) -> None:
     axes.grid(axis="y", color="#E5E5E5", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.tick_params(labelsize=8, colors=FAINT)
+
+
+def _communication(axes: Axes, steps: Sequence[Mapping[str, Any]]) -> list[Patch]:
+    """White tops on the bars of seconds, and their line of the legend; nothing where nobody communicated."""
+    top = [step["comm_seconds"] for step in steps]
+    if not any(top):
+        return []
+    bottom = [step["seconds"] - part for step, part in zip(steps, top, strict=True)]
+    look = {"facecolor": "white", "edgecolor": INK, "linewidth": 0.5}
+    axes.bar([step["index"] for step in steps], top, bottom=bottom, width=0.8, **look)
+    share = math.fsum(top) / math.fsum(step["seconds"] for step in steps)
+    return [Patch(label=f"communication ({share:.0%} of the time)", **look)]
 
 
 def _totals(steps: Sequence[Mapping[str, Any]]) -> str:

@@ -1,1 +1,1 @@
-"""Attention kernels, and later the attention that spans ranks."""
+"""Attention kernels, and the self-attention that spans ranks."""

@@ -1,7 +1,8 @@
 """In-place K/V cache: one key and one value buffer per layer, for one branch.
 
-Rows lie in plan order (`TokenPlan.order`), so the rows a step computes are a prefix: a step
-overwrites it and attention reads the whole buffer. No mask, no concatenation, no index.
+Rows lie bucket by bucket, active first, so the rows a step computes are a prefix: a step overwrites
+it and attention reads the whole buffer. No mask, no concatenation, no index. Inside a bucket rank 0's
+rows come first, then rank 1's: an active step's rows then arrive in the order in which they are kept.
 
 Shapes: n computed rows, N tokens, H heads, D head dimension.
 """
@@ -12,14 +13,19 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+Moves = Sequence[tuple[int, int, int]]
+
 
 class LayerKV(Protocol):
     """What one layer's self-attention asks of a cache."""
 
-    def update(self, k_nhd: Tensor, v_nhd: Tensor) -> tuple[Tensor, Tensor]:
+    def update(self, k_nhd: Tensor, v_nhd: Tensor, moves: Moves) -> tuple[Tensor, Tensor]:
         """Take the keys and values [n, H, D] of the computed rows, return those to attend to [N, H, D].
 
         May overwrite its buffers; never writes to its arguments.
+
+        Args:
+            moves: (from, to, length), which rows go where in the buffers (`Deal.moves`).
         """
 
 
@@ -37,7 +43,7 @@ class Cache(Protocol):
 class _Fresh:
     """Keeps nothing: attention sees just what the step computed."""
 
-    def update(self, k_nhd: Tensor, v_nhd: Tensor) -> tuple[Tensor, Tensor]:
+    def update(self, k_nhd: Tensor, v_nhd: Tensor, moves: Moves) -> tuple[Tensor, Tensor]:
         return k_nhd, v_nhd
 
 
@@ -59,10 +65,10 @@ class _InPlace:
             for _ in range(2)
         )
 
-    def update(self, k_nhd: Tensor, v_nhd: Tensor) -> tuple[Tensor, Tensor]:
-        rows = k_nhd.shape[0]
-        self.k[:rows] = k_nhd
-        self.v[:rows] = v_nhd
+    def update(self, k_nhd: Tensor, v_nhd: Tensor, moves: Moves) -> tuple[Tensor, Tensor]:
+        for source, target, length in moves:
+            self.k[target : target + length] = k_nhd[source : source + length]
+            self.v[target : target + length] = v_nhd[source : source + length]
         return self.k, self.v
 
 
@@ -70,7 +76,7 @@ class KVCache:
     """Keys and values of all N tokens of one branch, `2 x layers x N x H x D` elements.
 
     Args:
-        layers, tokens, heads, head_dim: sizes.
+        layers, tokens, heads, head_dim: sizes; under Ulysses `heads` are this rank's.
         dtype: of the elements. device: where they lie.
     """
 

@@ -13,8 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from jano_dist.attention.distributed import Attend
 from jano_dist.cache.kv import Cache
 from jano_dist.errors import UserError
+from jano_dist.mesh import Mesh
 from jano_dist.tokens.grid import Shape3
 
 
@@ -123,8 +125,11 @@ class VideoModel(Protocol):
     def notes(self, prompt: str) -> list[str]:
         """Sentences on what the text encoder will not see of a prompt: unknown words, a cut-off end."""
 
-    def encode(self, prompts: Sequence[str]) -> list[Branch]:
-        """One branch per prompt."""
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        """Text embeddings [prompts, L, text_dim]; the text encoder is in memory only meanwhile."""
+
+    def branch(self, text: Tensor) -> Branch:
+        """A branch for the embeddings [1, L, text_dim] of one prompt."""
 
     def noise(self, latent: Shape3, seed: int) -> Tensor:
         """The initial latent float32 [C, T, H, W]; drawn on the CPU, so the same on any device."""
@@ -132,10 +137,19 @@ class VideoModel(Protocol):
     def scheduler(self, steps: int, shift: float | None) -> Any:
         """A fresh diffusers scheduler with its timesteps set."""
 
-    def forward(self, latent: Tensor, timestep: Tensor, branch: Branch, rows: Tensor, cache: Cache) -> Tensor:
+    def forward(
+        self,
+        latent: Tensor,
+        timestep: Tensor,
+        branch: Branch,
+        rows: Tensor,
+        cache: Cache,
+        attend: Attend = ...,
+    ) -> Tensor:
         """Run the transformer for the tokens `rows` int64 [n] of `latent` [C, T, H, W].
 
-        Writes to `cache` and, the first time, to `branch.layers`.
+        Writes to `cache` and, the first time, to `branch.layers`. `attend` does the self-attention;
+        left out, the tokens of this process are all there are.
 
         Returns:
             [n, P] output rows, in the order of `rows`.
@@ -144,5 +158,6 @@ class VideoModel(Protocol):
     def unpatchify(self, rows: Tensor, latent: Shape3) -> Tensor:
         """Output rows of all tokens [N, P] in natural order -> [C, T, H, W]."""
 
-    def decode(self, latent: Tensor) -> np.ndarray:
-        """[C, T, H, W] -> frames uint8 [frames, height, width, 3]."""
+    def decode(self, latent: Tensor, mesh: Mesh) -> np.ndarray:
+        """[C, T, H, W], the same on every rank -> frames uint8 [frames, height, width, 3] on the
+        coordinator, none [0, height, width, 3] on other ranks."""

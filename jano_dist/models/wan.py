@@ -5,7 +5,7 @@ pick the computed rows, and attention processors keep what the other rows left b
 
     rope          output  -> pick rows
     blocks[0]     input   -> pick rows
-    attn1         -> self-attention through the cache
+    attn1         -> self-attention through the cache, over all ranks that share the sequence
     attn2         -> cross-attention with the text K/V kept
     proj_out      output  -> the result, [n, P]
 
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from jano_dist.attention.distributed import Attend, attend_locally
 from jano_dist.attention.kernels import attention
 from jano_dist.cache.kv import Cache, LayerKV, NoCache
 from jano_dist.models.base import Branch, TextKV
@@ -37,6 +38,7 @@ class SelfAttention:
     """Processor of `attn1`: project the computed rows, attend to all rows through the layer's cache."""
 
     kv: LayerKV
+    attend: Attend
 
     def __call__(
         self,
@@ -52,8 +54,8 @@ class SelfAttention:
         x = hidden_states[0]
         q_nhd = rotate(_heads(attn.norm_q(attn.to_q(x)), attn.heads), cos, sin)
         k_nhd = rotate(_heads(attn.norm_k(attn.to_k(x)), attn.heads), cos, sin)
-        k_all, v_all = self.kv.update(k_nhd, _heads(attn.to_v(x), attn.heads))
-        return _output(attn, attention(q_nhd, k_all, v_all))
+        v_nhd = _heads(attn.to_v(x), attn.heads)
+        return _output(attn, self.attend(q_nhd, k_nhd, v_nhd, self.kv))
 
 
 class CrossAttention:
@@ -111,14 +113,22 @@ class WanTransformer:
         """A branch for text embeddings [1, L, text_dim]."""
         return Branch(text.to(self.dtype), [TextKV() for _ in self.module.blocks])
 
-    def forward(self, latent: Tensor, timestep: Tensor, branch: Branch, rows: Tensor, cache: Cache) -> Tensor:
+    def forward(
+        self,
+        latent: Tensor,
+        timestep: Tensor,
+        branch: Branch,
+        rows: Tensor,
+        cache: Cache,
+        attend: Attend = attend_locally,
+    ) -> Tensor:
         """See `VideoModel.forward`."""
         patch = self.module.config.patch_size
         tokens = 1
         for size, edge in zip(latent.shape[1:], patch, strict=True):
             tokens *= size // edge
         self._call = _Call(rows, tokens, latent.new_empty(0))
-        self._bind(cache, branch.layers)
+        self._bind(cache, branch.layers, attend)
         try:
             self.module(
                 hidden_states=latent.unsqueeze(0).to(self.dtype),
@@ -129,7 +139,7 @@ class WanTransformer:
             return self._call.output
         finally:  # the module outlives the generation, so it must not hold on to its caches
             del self._call
-            self._bind(NoCache(len(branch.layers)), [TextKV() for _ in branch.layers])
+            self._bind(NoCache(len(branch.layers)), [TextKV() for _ in branch.layers], attend_locally)
 
     def unpatchify(self, rows: Tensor, latent: Shape3) -> Tensor:
         """See `VideoModel.unpatchify`; a Wan row holds (pt, ph, pw, C)."""
@@ -138,9 +148,9 @@ class WanTransformer:
         boxes = rows.reshape(t // pt, h // ph, w // pw, pt, ph, pw, -1)
         return boxes.permute(6, 0, 3, 1, 4, 2, 5).reshape(-1, t, h, w)
 
-    def _bind(self, cache: Cache, text: list[TextKV]) -> None:
+    def _bind(self, cache: Cache, text: list[TextKV], attend: Attend) -> None:
         for own, kv in zip(self._self_attention, cache.layers, strict=True):
-            own.kv = kv
+            own.kv, own.attend = kv, attend
         for cross, layer in zip(self._cross_attention, text, strict=True):
             cross.text = layer
 
@@ -168,7 +178,7 @@ def rotate(x_nhd: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _heads(x: Tensor, heads: int) -> Tensor:
-    return x.view(x.shape[0], heads, -1)  # [n, H, D]
+    return x.view(len(x), heads, x.shape[1] // heads)  # [n, H, D]; n may be 0
 
 
 def _output(attn: Any, out_nhd: Tensor) -> Tensor:

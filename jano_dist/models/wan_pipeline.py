@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
 from torch import Tensor
-from transformers import UMT5Config, UMT5EncoderModel
+from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
 
 from jano_dist.errors import UserError
+from jano_dist.mesh import Mesh
 from jano_dist.models.base import Branch, Geometry
 from jano_dist.models.wan import WanTransformer
 from jano_dist.models.weights import check_folder, check_weights, stored_dtype
@@ -28,46 +29,37 @@ class WanModel:
     """A Wan2.1 text-to-video pipeline. See `VideoModel` for the methods.
 
     Args:
-        pipeline: its transformer gets our hooks, so the pipeline itself is no longer called.
-        max_sequence_length: text tokens a prompt is padded to.
+        pipeline: transformer, VAE and scheduler; the transformer gets our hooks, so the pipeline itself is
+            no longer called.
+        text: encodes prompts.
         device: where everything lies.
+        vae_parallel, vae_tiling: who decodes, and whether in tiles (`model` section of the config).
     """
 
-    def __init__(self, pipeline: WanPipeline, max_sequence_length: int, device: torch.device) -> None:
-        self._pipeline = pipeline.to(device)
+    def __init__(
+        self,
+        pipeline: WanPipeline,
+        text: "TextEncoder",
+        device: torch.device,
+        *,
+        vae_parallel: str = "auto",
+        vae_tiling: bool = False,
+    ) -> None:
+        self._pipeline, self._text = pipeline.to(device), text
         self._transformer = WanTransformer(pipeline.transformer)
-        self._max_sequence_length = max_sequence_length
         self.geometry = _geometry(pipeline.transformer.config, pipeline.vae.config)
         self.device, self.dtype = device, self._transformer.dtype
         self.forward = self._transformer.forward
         self.unpatchify = self._transformer.unpatchify
 
     def notes(self, prompt: str) -> list[str]:
-        tokenizer, limit = self._pipeline.tokenizer, self._max_sequence_length
-        notes = []
-        unknown = [
-            word
-            for word in prompt.split()
-            if tokenizer.unk_token_id in tokenizer(word, add_special_tokens=False).input_ids
-        ]
-        if unknown:
-            notes.append(
-                f"the model does not know {', '.join(unknown)}: what it makes of the prompt may surprise"
-            )
-        if len(tokenizer(prompt).input_ids) > limit:
-            notes.append(
-                f"the prompt is longer than {limit} tokens (model.max_sequence_length): its end is cut off"
-            )
-        return notes
+        return self._text.notes(prompt)
 
-    def encode(self, prompts: Sequence[str]) -> list[Branch]:
-        texts, _ = self._pipeline.encode_prompt(
-            list(prompts),
-            do_classifier_free_guidance=False,
-            max_sequence_length=self._max_sequence_length,
-            device=self.device,
-        )
-        return [self._transformer.branch(text) for text in texts.split(1)]
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        return self._text.encode(prompts, self.device).to(self.dtype)
+
+    def branch(self, text: Tensor) -> Branch:
+        return self._transformer.branch(text)
 
     def noise(self, latent: Shape3, seed: int) -> Tensor:
         _, height, width = (
@@ -95,7 +87,7 @@ class WanModel:
         scheduler.set_begin_index(0)
         return scheduler
 
-    def decode(self, latent: Tensor) -> np.ndarray:
+    def decode(self, latent: Tensor, mesh: Mesh) -> np.ndarray:
         vae = self._pipeline.vae
         mean, std = (
             torch.tensor(values, device=latent.device, dtype=vae.dtype).view(-1, 1, 1, 1)
@@ -106,6 +98,55 @@ class WanModel:
             video.float(), output_type="np"
         )[0]
         return (frames * 255).round().astype(np.uint8)
+
+
+class TextEncoder:
+    """UMT5 and its tokenizer, in memory only while a prompt is encoded: for 14B it is 11 GB in bf16.
+
+    Args:
+        folder: of the diffusers pipeline.
+        dtype: of the weights.
+        max_sequence_length: text tokens a prompt is padded to.
+    """
+
+    def __init__(self, folder: Path, dtype: torch.dtype, max_sequence_length: int) -> None:
+        self._folder, self._dtype, self._limit = folder, dtype, max_sequence_length
+
+    def encode(self, prompts: Sequence[str], device: torch.device) -> Tensor:
+        """[prompts, L, text_dim]. Loads the encoder and frees it again."""
+        others = dict.fromkeys(("transformer", "vae", "scheduler"))
+        with _sentence(str(self._folder)):
+            pipeline = WanPipeline.from_pretrained(self._folder, dtype=self._dtype, **others).to(device)
+        texts: Tensor = pipeline.encode_prompt(
+            list(prompts),
+            do_classifier_free_guidance=False,
+            max_sequence_length=self._limit,
+            device=device,
+        )[0]
+        del pipeline  # nothing refers to it any more, so the encoder's memory is free now
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        return texts
+
+    def notes(self, prompt: str) -> list[str]:
+        """Sentences on what the encoder will not see of a prompt: unknown words, a cut-off end."""
+        tokenizer = AutoTokenizer.from_pretrained(self._folder / "tokenizer")
+        notes = []
+        unknown = [
+            word
+            for word in prompt.split()
+            if tokenizer.unk_token_id in tokenizer(word, add_special_tokens=False).input_ids
+        ]
+        if unknown:
+            notes.append(
+                f"the model does not know {', '.join(unknown)}: what it makes of the prompt may surprise"
+            )
+        if len(tokenizer(prompt).input_ids) > self._limit:
+            notes.append(
+                f"the prompt is longer than {self._limit} tokens (model.max_sequence_length): "
+                "its end is cut off"
+            )
+        return notes
 
 
 def read_wan_geometry(name: str) -> Geometry:
@@ -119,7 +160,14 @@ def read_wan_geometry(name: str) -> Geometry:
 
 
 def load_wan(
-    name: str, *, dtype: str, vae_dtype: str, max_sequence_length: int, device: torch.device
+    name: str,
+    *,
+    dtype: str,
+    vae_dtype: str,
+    max_sequence_length: int,
+    device: torch.device,
+    vae_parallel: str = "auto",
+    vae_tiling: bool = False,
 ) -> WanModel:
     """Load a model by name or folder, after looking whether its files are whole.
 
@@ -130,6 +178,8 @@ def load_wan(
         vae_dtype: of the VAE.
         max_sequence_length: text tokens a prompt is padded to.
         device: where everything goes.
+        vae_parallel: `auto`: all ranks decode; `single`: the coordinator alone.
+        vae_tiling: decode in overlapping tiles.
 
     Raises:
         UserError: unknown model, or files missing, truncated or without weights the model has.
@@ -148,8 +198,14 @@ def load_wan(
     kept = {part: stored_dtype(folder / part) for part in ("transformer", "text_encoder")}
     asked = kept if dtype == "auto" else dict.fromkeys(kept, getattr(torch, dtype))
     with _sentence(str(folder)):
-        pipeline = WanPipeline.from_pretrained(folder, dtype={**asked, "vae": getattr(torch, vae_dtype)})
-    return WanModel(pipeline, max_sequence_length, device)
+        pipeline = WanPipeline.from_pretrained(
+            folder,
+            dtype={"transformer": asked["transformer"], "vae": getattr(torch, vae_dtype)},
+            text_encoder=None,
+            tokenizer=None,
+        )
+    text = TextEncoder(folder, asked["text_encoder"], max_sequence_length)
+    return WanModel(pipeline, text, device, vae_parallel=vae_parallel, vae_tiling=vae_tiling)
 
 
 def _geometry(transformer: Any, vae: Any) -> Geometry:

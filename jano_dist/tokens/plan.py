@@ -1,5 +1,6 @@
-"""Complexity map -> the order of the tokens and the rows each step kind computes."""
+"""Complexity map -> the order of the tokens, the rows each step kind computes, and who computes them."""
 
+import hashlib
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,31 @@ _LOWEST_LEVEL = {
     StepKind.MODERATE: MODERATE,
     StepKind.ACTIVE: ACTIVE,
 }
+
+
+# Bucket order: what is computed most often comes first.
+_BUCKETS = (ACTIVE, MODERATE, STATIC)
+
+
+@dataclass(frozen=True)
+class Deal:
+    """The tokens one step kind computes, dealt over the ranks that share a sequence.
+
+    Attributes:
+        rows: int64 [n], token indices; rank 0's first, then rank 1's, as they lie after a gather.
+        counts: how many of them each rank computes; they differ by at most one.
+        moves: (from, to, length) of the runs of `rows` that lie together in the buckets' order, where
+            every bucket holds rank 0's tokens first, then rank 1's: the order of the K/V buffers.
+    """
+
+    rows: Tensor
+    counts: tuple[int, ...]
+    moves: tuple[tuple[int, int, int], ...]
+
+    def own(self, rank: int) -> Tensor:
+        """Token indices that `rank` computes."""
+        first = sum(self.counts[:rank])
+        return self.rows[first : first + self.counts[rank]]
 
 
 @dataclass(frozen=True)
@@ -62,7 +88,50 @@ class TokenPlan:
         """Token indices int64 [count(kind)] a step of this kind computes: a prefix of the order."""
         return self.order[: self.count(kind)]
 
+    def deal(self, kind: StepKind, ranks: int) -> Deal:
+        """Who computes what in a step of this kind: plan position p belongs to rank p % `ranks`.
+
+        So every bucket, and every prefix of the plan, is dealt evenly to one token.
+        """
+        runs: dict[tuple[int, int], range] = {}  # (rank, level) -> plan positions
+        first = 0
+        for level in _BUCKETS:
+            if level >= _LOWEST_LEVEL[kind]:
+                last = first + self.counts[level]
+                for rank in range(ranks):
+                    runs[rank, level] = range(first + (rank - first) % ranks, last, ranks)
+                first = last
+        by_rank = sorted(runs, key=lambda run: run[0])  # stable, so a rank's buckets stay in order
+        rows = [self.order[r.start : r.stop : ranks] for r in map(runs.__getitem__, by_rank)]
+        counts = tuple(sum(len(runs[run]) for run in runs if run[0] == rank) for rank in range(ranks))
+        return Deal(torch.cat(rows), counts, _moves(by_rank, runs))
+
+    def digest(self) -> bytes:
+        """32 bytes that tell two plans apart."""
+        counts = repr([self.counts[level] for level in _BUCKETS]).encode()
+        return hashlib.sha256(counts + self.order.cpu().numpy().tobytes()).digest()
+
     def shares(self) -> dict[str, float]:
         """Fraction of the tokens at each level; the three sum to 1."""
         names = {"static": STATIC, "moderate": MODERATE, "active": ACTIVE}
         return {name: self.counts[level] / self.tokens for name, level in names.items()}
+
+
+def _moves(
+    by_rank: list[tuple[int, int]], runs: dict[tuple[int, int], range]
+) -> tuple[tuple[int, int, int], ...]:
+    """Where each run of the gathered rows goes in the buckets' order; neighbours are joined."""
+    places, place = {}, 0
+    for run, positions in runs.items():  # bucket by bucket, rank by rank
+        places[run] = place
+        place += len(positions)
+    moves: list[tuple[int, int, int]] = []
+    start = 0
+    for run in by_rank:
+        length = len(runs[run])
+        if moves and moves[-1][1] + moves[-1][2] == places[run]:
+            moves[-1] = (*moves[-1][:2], moves[-1][2] + length)
+        elif length:
+            moves.append((start, places[run], length))
+        start += length
+    return tuple(moves)

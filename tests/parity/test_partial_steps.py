@@ -32,7 +32,7 @@ def test_partial_step_equals_the_rows_of_a_full_forward(pipeline, model, kind):
     geometry, shape = model.geometry, (5, 12, 8)
     plan = random_plan(5 * 6 * 4)
     latent, timestep = model.noise(shape, seed=3), torch.tensor(700.0)
-    branch = model.encode(["a red ball moves left"])[0]
+    branch = model.branch(model.encode(["a red ball moves left"]))
     sizes = (geometry.layers, plan.tokens, geometry.heads, geometry.head_dim)
     cache = KVCache(*sizes, model.dtype, model.device)
     theirs = pipeline.transformer(latent[None], timestep[None], branch.text, return_dict=False)[0][0]
@@ -54,7 +54,7 @@ def test_partial_step_equals_the_rows_of_a_full_forward(pipeline, model, kind):
 def test_refresh_and_full_agree_in_any_token_order(pipeline, model):
     shape, plan = (5, 12, 8), random_plan(5 * 6 * 4, seed=1)
     latent, timestep = model.noise(shape, seed=4), torch.tensor(300.0)
-    branch = model.encode(["a blue box"])[0]
+    branch = model.branch(model.encode(["a blue box"]))
     theirs = pipeline.transformer(latent[None], timestep[None], branch.text, return_dict=False)[0][0]
     rows = plan.rows(StepKind.FULL)
     whole = torch.zeros(plan.tokens, model.geometry.row_width)

@@ -164,8 +164,8 @@ def test_whether_14b_fits(gib: float, verdict: str) -> None:
 
 
 def test_several_gpus_are_not_promised() -> None:
-    assert "computes on one of them" in told(gpus=2)
-    assert "computes on one of them" not in told(gpus=1)
+    assert "--nproc 2` makes one video on all of them" in told(gpus=2)
+    assert "--nproc" not in told(gpus=1)
 
 
 def test_what_is_missing_is_said_and_only_then() -> None:

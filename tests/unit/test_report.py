@@ -116,8 +116,17 @@ def test_bad_maps_are_refused(tmp_path: Path) -> None:
     assert not path.exists()
 
 
-def step(index: int, kind: str, tokens: int, seconds: float = 1.0, comm_bytes: int = 0) -> dict[str, Any]:
-    return {"index": index, "kind": kind, "tokens": tokens, "seconds": seconds, "comm_bytes": comm_bytes}
+def step(
+    index: int, kind: str, tokens: int, seconds: float = 1.0, comm_bytes: int = 0, comm_seconds: float = 0.0
+) -> dict[str, Any]:
+    return {
+        "index": index,
+        "kind": kind,
+        "tokens": tokens,
+        "seconds": seconds,
+        "comm_bytes": comm_bytes,
+        "comm_seconds": comm_seconds,
+    }
 
 
 def test_bars_are_as_high_as_their_numbers(tmp_path: Path) -> None:
@@ -131,6 +140,14 @@ def test_bars_are_as_high_as_their_numbers(tmp_path: Path) -> None:
     )
     assert count(tokens, DARK) / count(tokens, VERMILLION) == pytest.approx(4, rel=0.05)
     assert count(seconds, DARK) / count(seconds, VERMILLION) == pytest.approx(2, rel=0.05)
+
+
+def test_communication_is_white_on_top_of_compute(tmp_path: Path) -> None:
+    path = tmp_path / "steps.png"
+    timeline_picture(path, [step(1, "full", 100, 2.0, 8, comm_seconds=1.5), step(2, "active", 100, 2.0)])
+    picture = pixels(path)
+    seconds = picture[int(0.45 * len(picture)) : int(0.83 * len(picture))]
+    assert count(seconds, DARK) / count(seconds, VERMILLION) == pytest.approx(0.25, rel=0.1)
 
 
 def test_only_kinds_that_occur_are_in_the_picture(tmp_path: Path) -> None:
