@@ -16,6 +16,7 @@ from jano_dist.errors import UserError
 from jano_dist.mesh import Mesh
 from jano_dist.models.base import Branch, Geometry
 from jano_dist.models.wan import WanTransformer
+from jano_dist.models.wan_vae import VideoDecoder
 from jano_dist.models.weights import check_folder, check_weights, stored_dtype
 from jano_dist.tokens.grid import Shape3
 
@@ -47,6 +48,9 @@ class WanModel:
     ) -> None:
         self._pipeline, self._text = pipeline.to(device), text
         self._transformer = WanTransformer(pipeline.transformer)
+        if vae_tiling:
+            pipeline.vae.enable_tiling()
+        self._decoder = VideoDecoder(pipeline.vae, parallel=vae_parallel)
         self.geometry = _geometry(pipeline.transformer.config, pipeline.vae.config)
         self.device, self.dtype = device, self._transformer.dtype
         self.forward = self._transformer.forward
@@ -62,10 +66,7 @@ class WanModel:
         return self._transformer.branch(text)
 
     def noise(self, latent: Shape3, seed: int) -> Tensor:
-        _, height, width = (
-            size * stride for size, stride in zip(latent, self.geometry.vae_stride, strict=True)
-        )
-        frames = (latent[0] - 1) * self.geometry.vae_stride[0] + 1
+        frames, height, width = self._pixels(latent)
         noise: Tensor = self._pipeline.prepare_latents(
             1,
             self.geometry.channels,
@@ -88,16 +89,23 @@ class WanModel:
         return scheduler
 
     def decode(self, latent: Tensor, mesh: Mesh) -> np.ndarray:
-        vae = self._pipeline.vae
+        vae, processor = self._pipeline.vae, self._pipeline.video_processor
         mean, std = (
             torch.tensor(values, device=latent.device, dtype=vae.dtype).view(-1, 1, 1, 1)
             for values in (vae.config.latents_mean, vae.config.latents_std)
         )
-        video = vae.decode((latent.to(vae.dtype) * std + mean).unsqueeze(0), return_dict=False)[0]
-        frames: np.ndarray = self._pipeline.video_processor.postprocess_video(
-            video.float(), output_type="np"
-        )[0]
+        video = self._decoder.decode((latent.to(vae.dtype) * std + mean).unsqueeze(0), mesh)
+        if video is None or not mesh.is_coordinator:
+            _, height, width = self._pixels(latent.shape)
+            return np.zeros((0, height, width, 3), np.uint8)
+        frames: np.ndarray = processor.postprocess_video(video.float(), output_type="np")[0]
         return (frames * 255).round().astype(np.uint8)
+
+    def _pixels(self, latent: Sequence[int]) -> Shape3:
+        """(frames, height, width) of a latent [..., T, H, W]."""
+        stride_t, stride_h, stride_w = self.geometry.vae_stride
+        t, h, w = latent[-3:]
+        return (t - 1) * stride_t + 1, h * stride_h, w * stride_w
 
 
 class TextEncoder:
