@@ -13,11 +13,14 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from jano_dist.config import config_names, load_config
+from jano_dist.config import Config, config_names, load_config
 from jano_dist.errors import RunError, UserError
+from jano_dist.gang import Place, Stopped, enlist, fail_stop, find_place
+from jano_dist.gang import Progress as GangProgress
 
 if TYPE_CHECKING:  # it imports torch, which takes seconds; a typo should not
-    from jano_dist.observe import StepRecord
+    from jano_dist.engine import Generation
+    from jano_dist.observe import Observer, StepRecord
 
 app = typer.Typer(add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 
@@ -33,22 +36,51 @@ def main() -> None:
 
 
 def run(arguments: list[str]) -> int:
-    """Run a command line and return its exit code; one sentence on stderr when it is not 0."""
+    """Run a command line and return its exit code; one sentence on stderr when it is not 0.
+
+    A rank of a gang that fails does not return: it tells the others and ends (`gang.fail_stop`).
+    """
     try:
-        code = int(app(args=arguments or ["--help"], standalone_mode=False, prog_name="jano-dist") or 0)
-        return _fail(_INTERRUPTED, code) if code == 130 else code
-    except UserError as error:
-        return _fail(str(error), 2)
-    except _UsageError as error:
-        return _fail(_usage(error), 2)
-    except RunError as error:
-        return _fail(str(error), 1)
-    except (KeyboardInterrupt, typer.Abort):
-        return _fail(_INTERRUPTED, 130)
+        code = int(
+            app(args=arguments or ["--help"], standalone_mode=False, prog_name="jano-dist", obj=arguments)
+            or 0
+        )
+        if code == 130:  # how typer tells of Ctrl-C
+            raise KeyboardInterrupt
+        return code
+    except (Exception, KeyboardInterrupt, Stopped) as error:
+        place, ending = _place_or_alone(), _ending(error)
+        if place.world > 1:
+            fail_stop(place, error, ending, _say)
+        if ending is None:
+            raise
+        _say(ending[1])
+        return ending[0]
+
+
+def _ending(error: BaseException) -> tuple[int, str] | None:
+    """Exit code and sentence of an error; None for one that nobody foresaw."""
+    if isinstance(error, UserError):
+        return 2, str(error)
+    if isinstance(error, _UsageError):
+        return 2, _usage(error)
+    if isinstance(error, RunError):
+        return 1, str(error)
+    if isinstance(error, KeyboardInterrupt | typer.Abort):
+        return 130, _INTERRUPTED
+    return None
+
+
+def _place_or_alone() -> Place:
+    try:
+        return find_place()
+    except UserError:  # then that is what is being reported
+        return Place()
 
 
 @app.command()
 def generate(
+    context: typer.Context,
     prompt: Annotated[str, typer.Argument(help="What the video shows.")],
     out: Annotated[Path, typer.Option(help="Folder for video, pictures and run.json.")],
     config: Annotated[
@@ -65,9 +97,12 @@ def generate(
     height: Annotated[int | None, typer.Option(help="Pixels.")] = None,
     width: Annotated[int | None, typer.Option(help="Pixels.")] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
+    nproc: Annotated[int | None, typer.Option(help="Ranks to start on this machine.", min=1)] = None,
+    cfg: Annotated[int | None, typer.Option(help="2: one guidance branch per half of the ranks.")] = None,
+    ulysses: Annotated[int | None, typer.Option(help="Ranks that share a branch's heads.")] = None,
     save_latents: Annotated[bool, typer.Option(help="Also write latents.safetensors.")] = False,
 ) -> None:
-    """Make a video from a prompt."""
+    """Make a video from a prompt, on one process or on several ranks (--nproc, or torchrun)."""
     named = {
         "model.name": model,
         "sampling.seed": seed,
@@ -75,24 +110,66 @@ def generate(
         "video.height": height,
         "video.width": width,
         "sampling.steps": steps,
+        "mesh.cfg": cfg,
+        "mesh.ulysses": ulysses,
     }
     overrides = [f"{key}={json.dumps(value)}" for key, value in named.items() if value is not None]
     settings = load_config(config, preset=preset, policy=policy, overrides=[*(set_ or []), *overrides])
     if not prompt.strip():
         raise UserError("the prompt is empty: say what the video shows")
 
+    place = find_place()
+    if nproc is not None:
+        _check_ranks(nproc, settings, place)
+    if nproc is not None and nproc > 1:
+        from jano_dist.launchers.local import launch
+
+        return launch(nproc, _without_option(context.obj, "--nproc"))
+    generation = _generate(settings, prompt, out, place)
+    if place.is_coordinator:
+        from jano_dist.run_folder import write_run
+
+        write_run(out, generation, fps=settings.video.fps, save_latents=save_latents)
+        _summary(Console(highlight=False), out, generation.record)
+
+
+def _check_ranks(nproc: int, settings: Config, place: Place) -> None:
+    """What can be said of --nproc before any rank is started."""
+    if place.world > 1:
+        raise UserError("--nproc starts ranks, but torchrun has started some already: leave it out")
+    mesh = settings.mesh
+    if mesh.cfg and mesh.ulysses and mesh.cfg * mesh.ulysses != nproc:
+        raise UserError(
+            f"--cfg {mesh.cfg} x --ulysses {mesh.ulysses} is {mesh.cfg * mesh.ulysses} ranks, not {nproc}: "
+            f"use --nproc {mesh.cfg * mesh.ulysses}, or leave one of them out"
+        )
+
+
+def _without_option(arguments: list[str], name: str) -> list[str]:
+    """A command line without an option and its value, written either way."""
+    kept = [argument for argument in arguments if not argument.startswith(f"{name}=")]
+    if name in kept:
+        place = kept.index(name)
+        del kept[place : place + 2]
+    return kept
+
+
+def _generate(settings: Config, prompt: str, out: Path, place: Place) -> "Generation":
+    """This rank's part of the work, from the first import to the video."""
+    if place.world > 1:
+        enlist()
     _quiet_libraries()  # before they are imported
     from jano_dist.engine import Engine
-    from jano_dist.run_folder import check_target, write_run
+    from jano_dist.observe import NullObserver
+    from jano_dist.run_folder import check_target
+    from jano_dist.runtime import join
 
-    check_target(out)
-
-    console = Console(highlight=False)
-    engine = Engine(settings)
-    with _Bar(console) as bar:
-        generation = engine.generate(prompt, observer=bar)
-    write_run(out, generation, fps=settings.video.fps, save_latents=save_latents)
-    _summary(console, out, generation.record)
+    if place.is_coordinator:
+        check_target(out)
+    with join(settings.runtime) as store, _Bar(Console(highlight=False)) as bar:
+        engine = Engine(settings)
+        heard: Observer = bar if place.is_coordinator else NullObserver()
+        return engine.generate(prompt, observer=GangProgress(heard, store, place))
 
 
 @app.command()
@@ -169,6 +246,9 @@ def _summary(console: Console, out: Path, record: dict[str, Any]) -> None:
         f"{out / 'video.mp4'}  ({record['seconds']['total']:.1f} s; tokens {shares}; {work:.0%} of the work)",
         soft_wrap=True,
     )
+    mesh = record["mesh"]
+    if mesh["world"] > 1:
+        console.print(f"{mesh['world']} ranks: cfg {mesh['cfg']} x ulysses {mesh['ulysses']}")
     console.print(
         f"pictures: {out / 'complexity.png'}, {out / 'timeline.png'}; record: {out / 'run.json'}",
         soft_wrap=True,
@@ -177,6 +257,7 @@ def _summary(console: Console, out: Path, record: dict[str, Any]) -> None:
 
 def _quiet_libraries() -> None:
     """Our progress bar is the only one; the libraries' warnings about our own hooks help nobody."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost rank is reported by us, once
     for name in ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY", "HF_HUB_VERBOSITY"):
         os.environ.setdefault(name, "error")
     if not sys.warnoptions:  # `python -W` asks to see them
@@ -194,6 +275,5 @@ def _usage(error: Any) -> str:
     return f"{error.format_message()} (see `{command} --help`)"
 
 
-def _fail(sentence: str, code: int) -> int:
+def _say(sentence: str) -> None:
     print(f"jano-dist: {' '.join(sentence.split())}", file=sys.stderr)  # one line, whatever is quoted in it
-    return code

@@ -197,7 +197,7 @@ def _communication(axes: Axes, steps: Sequence[Mapping[str, Any]]) -> list[Patch
     if not any(top):
         return []
     bottom = [step["seconds"] - part for step, part in zip(steps, top, strict=True)]
-    look = {"facecolor": "white", "edgecolor": INK, "linewidth": 0.5}
+    look: dict[str, Any] = {"facecolor": "white", "edgecolor": INK, "linewidth": 0.5}
     axes.bar([step["index"] for step in steps], top, bottom=bottom, width=0.8, **look)
     share = math.fsum(top) / math.fsum(step["seconds"] for step in steps)
     return [Patch(label=f"communication ({share:.0%} of the time)", **look)]

@@ -1,21 +1,102 @@
-"""Environment -> device. (Rank, process group and teardown come with the first gang.)"""
+"""Environment -> device and process group, and teardown."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
+import torch.distributed as dist
+from torch.distributed import DistError, DistNetworkError, HashStore, PrefixStore, Store
 
 from jano_dist.config import RuntimeConfig
-from jano_dist.errors import UserError
+from jano_dist.errors import PeerLost, RunError, UserError
+from jano_dist.gang import Place, find_place, open_store
 
 
 def pick_device(config: RuntimeConfig) -> torch.device:
     """The device this process computes on; `auto` takes a CUDA device where there is one.
 
+    Each rank of a gang takes the CUDA device of its local rank and makes it the current one.
+
     Raises:
-        UserError: CUDA is asked for and this machine has none.
+        UserError: CUDA is asked for and this machine has none, or fewer devices than ranks.
     """
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UserError(
             "runtime.device is cuda but torch sees no CUDA device: run `jano-dist doctor`, or set it to cpu"
         )
-    if config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available()):
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("cpu")
+    if config.device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    place, devices = find_place(), torch.cuda.device_count()
+    if place.world > 1:
+        if place.local_world > devices:
+            raise UserError(
+                f"{place.local_world} ranks were started on a machine with {devices} CUDA "
+                f"device{'s' if devices > 1 else ''}: start at most {devices}, or set runtime.device to cpu"
+            )
+        torch.cuda.set_device(place.local_rank)
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+@contextmanager
+def join(config: RuntimeConfig) -> Iterator[Store]:
+    """Form the process group of all ranks, and leave it at the end. One process needs none.
+
+    Yields the store that the ranks share. A rank whose body raises stays in the group: it must end
+    (`gang.fail_stop`), because the others may never answer its goodbye.
+
+    Raises:
+        UserError: the ranks' environment is not right, or MASTER_PORT is in use.
+        RunError: ranks did not come within `config.timeout_seconds`, or cannot reach each other.
+    """
+    place = find_place()
+    if place.world == 1:
+        yield HashStore()
+        return
+    limit = timedelta(seconds=config.timeout_seconds)
+    store = _meet(place, limit)
+    backend = "gloo" if pick_device(config).type == "cpu" else "cpu:gloo,cuda:nccl"
+    try:
+        dist.init_process_group(
+            backend,
+            store=PrefixStore("group", store),
+            rank=place.rank,
+            world_size=place.world,
+            timeout=limit,
+        )
+    except RuntimeError as error:
+        raise RunError(
+            f"the ranks cannot reach each other ({str(error).splitlines()[0]}): set GLOO_SOCKET_IFNAME to "
+            "the network interface that they share"
+        ) from error
+    yield store
+    dist.destroy_process_group()
+
+
+def _meet(place: Place, limit: timedelta) -> Store:
+    """Wait until every rank has come, so that those who are missing can be counted."""
+    seconds = f"{limit.total_seconds():g} s"
+    address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    try:
+        store = open_store(place, limit)
+    except DistError as error:
+        if "EADDRINUSE" in str(error):
+            raise UserError(f"{address} is in use: set MASTER_PORT to a free port") from error
+        raise RunError(
+            f"rank 0 was not found at {address} within {seconds}: start all ranks with the same MASTER_ADDR "
+            "and MASTER_PORT, or raise runtime.timeout_seconds"
+        ) from error
+    try:
+        if store.add("met", 1) == place.world:
+            store.set("all", "met")
+        store.wait(["all"], limit)
+        return store
+    except DistNetworkError as error:
+        raise PeerLost("contact with rank 0 was lost before all ranks had come") from error
+    except DistError as error:
+        missing = place.world - store.add("met", 0)
+        raise RunError(
+            f"{missing} of {place.world} ranks did not come within {seconds}: start all ranks with the same "
+            "MASTER_ADDR and MASTER_PORT, or raise runtime.timeout_seconds"
+        ) from error

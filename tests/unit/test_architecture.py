@@ -21,12 +21,14 @@ ALLOWED = {
     "quality": {"video"},  # `compare` reads what `generate` wrote
     "doctor": set(),
     "tokens": set(),
-    "runtime": {"config"},
+    "gang": {"observe"},
+    "runtime": {"config", "gang"},
     "mesh": {"config"},
     "policies": {"tokens"},
     "cache": {"tokens"},
     "attention": {"mesh", "cache"},
     "models": {"attention", "tokens", "mesh", "cache"},
+    "launchers": {"gang"},
     "sampling": {"mesh"},
     "engine": {
         "config", "runtime", "mesh", "tokens", "policies", "cache", "attention", "models", "sampling",
@@ -39,11 +41,11 @@ ALLOWED = {
 ALLOWED["cli"] = set(ALLOWED) - {"__main__"}  # the composition root
 
 # Where diffusers and transformers may be named; the command line silences their progress bars.
-LIBRARIES = {"diffusers": {"models", "cli"}, "transformers": {"models", "cli"}}
+LIBRARIES = {"diffusers": {"models", "cli"}, "transformers": {"models", "cli"}, "distvae": {"models"}}
 
 MODULES = {
     ".".join([NAME, *path.relative_to(PACKAGE).with_suffix("").parts]).removesuffix(".__init__"): path
-    for path in sorted(PACKAGE.rglob("*.py"))
+    for path in sorted((*PACKAGE.rglob("*.py"), *(PACKAGE / "launchers").glob("*.py")))
 }
 every_module = pytest.mark.parametrize("module", MODULES)
 

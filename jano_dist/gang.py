@@ -1,0 +1,239 @@
+"""One rank among others: its place, the store they share, and fail-stop.
+
+Fail-stop: a rank in which anything goes wrong tells the store and ends at once. Its sockets close with it,
+so no other rank waits for it until the time-out. The first report is the cause; the others follow from it.
+
+No torch at import: a command line with a typo comes this far and should answer fast.
+"""
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, NoReturn
+
+from jano_dist.errors import PeerLost, UserError
+
+if TYPE_CHECKING:
+    from torch.distributed import Store
+
+    from jano_dist.observe import Observer, StepRecord
+
+# Set by our launchers: the id of the process that started the ranks, watches them and speaks for them.
+SUPERVISOR = "JANO_DIST_SUPERVISOR"
+TRACEBACK = "JANO_DIST_TRACEBACK"
+
+_PATIENCE = timedelta(seconds=0.5)  # how long a rank that only noticed a failure waits for its cause
+_REACH = timedelta(seconds=1)  # how long a failing rank tries to reach the store
+_PR_SET_PDEATHSIG = 1
+
+
+class Stopped(BaseException):
+    """SIGTERM, raised so that half-written files are removed on the way out."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which rank this process is: `rank` of `world`, on its machine `local_rank` of `local_world`."""
+
+    rank: int = 0
+    local_rank: int = 0
+    world: int = 1
+    local_world: int = 1
+
+    @property
+    def is_coordinator(self) -> bool:
+        """Whether this rank writes the files and talks to the user."""
+        return self.rank == 0
+
+
+@dataclass(frozen=True)
+class Cause:
+    """Why a gang failed: which rank said so, the exit code, and a sentence for the user."""
+
+    rank: int
+    code: int
+    sentence: str
+
+
+def find_place() -> Place:
+    """Read RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE as torchrun sets them; none: one process.
+
+    Raises:
+        UserError: they are incomplete or contradict each other.
+    """
+    world = _number("WORLD_SIZE", 1)
+    if world == 1:
+        return Place()
+    rank = _number("RANK", None)
+    # Without the local ones all ranks are taken to be on one machine.
+    place = Place(rank, _number("LOCAL_RANK", rank), world, _number("LOCAL_WORLD_SIZE", world))
+    if not (0 <= rank < world and 0 <= place.local_rank < place.local_world <= world):
+        raise UserError(
+            f"RANK {rank} of WORLD_SIZE {world}, LOCAL_RANK {place.local_rank} of LOCAL_WORLD_SIZE "
+            f"{place.local_world} is no place in a gang: start the ranks with --nproc or torchrun"
+        )
+    return place
+
+
+def enlist() -> None:
+    """Make this process a rank: SIGTERM unwinds it, and it does not outlive its supervisor."""
+    signal.signal(signal.SIGTERM, _stop)
+    supervisor = os.environ.get(SUPERVISOR)
+    if supervisor and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != int(supervisor):  # it was gone before it could be asked for
+            os._exit(1)
+
+
+def open_store(place: Place, timeout: timedelta) -> "Store":
+    """Connect to the gang's store; rank 0 hosts it in its own process where no launcher does.
+
+    Raises:
+        UserError: MASTER_ADDR or MASTER_PORT is missing.
+        torch.distributed.DistError: it cannot be reached, or hosted.
+    """
+    from torch.distributed import TCPStore
+
+    address = os.environ.get("MASTER_ADDR")
+    if not address:
+        raise UserError(
+            "MASTER_ADDR is not set: start the ranks with --nproc or torchrun, or set it to rank 0's host"
+        )
+    store = TCPStore(
+        address,
+        _number("MASTER_PORT", None),
+        is_master=_hosts(place),
+        wait_for_workers=False,
+        timeout=timeout,
+        multi_tenant=True,  # a second call in the same process finds the first one's server
+    )
+    return shared(store)
+
+
+def shared(store: "Store") -> "Store":
+    """The part of a store that belongs to this start of the ranks: torchrun may start them again on it."""
+    from torch.distributed import PrefixStore
+
+    return PrefixStore(f"jano_dist/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+
+
+def claim(store: "Store", cause: Cause) -> Cause:
+    """Report why the gang fails. Returns the first report, which is another's if that came before."""
+    first = json.loads(store.compare_set("cause", "", json.dumps(asdict(cause))))
+    return Cause(**first)
+
+
+def where(store: "Store", rank: int) -> str:
+    """How far a rank has got, for a sentence: ` in step 7`; nothing before its first phase."""
+    key = f"at/{rank}"
+    return f" in {store.get(key).decode()}" if store.check([key]) else ""
+
+
+class Progress:
+    """Observer that writes to the store how far this rank has got, and passes on what it hears."""
+
+    def __init__(self, observer: "Observer", store: "Store", place: Place) -> None:
+        self._observer, self._store, self._key = observer, store, f"at/{place.rank}"
+
+    def phase(self, name: str) -> None:
+        self._store.set(self._key, "step 0" if name == "denoise" else name)
+        self._observer.phase(name)
+
+    def step(self, record: "StepRecord", steps: int) -> None:
+        self._store.set(self._key, f"step {min(record.index + 1, steps - 1)}")
+        self._observer.step(record, steps)
+
+    def note(self, sentence: str) -> None:
+        self._observer.note(sentence)
+
+
+def fail_stop(
+    place: Place, error: BaseException, ending: tuple[int, str] | None, say: Callable[[str], object]
+) -> NoReturn:
+    """Report a failure to the gang and end this process, whatever its threads are doing.
+
+    Args:
+        place: of this rank.
+        error: what ended it.
+        ending: exit code and sentence; None for an error that nobody foresaw.
+        say: called with a sentence if it is this rank that must say it to the user.
+    """
+    if isinstance(error, Stopped):  # whoever stopped it knows why
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTERM)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    if TRACEBACK in os.environ:
+        traceback.print_exception(error)
+    code, sentence = ending or (1, _unforeseen(error))
+    try:
+        store = open_store(place, _REACH)
+        if isinstance(error, PeerLost):
+            _await_cause(store)
+        cause = Cause(place.rank, code, _located(place, error, sentence, where(store, place.rank)))
+        speaks = claim(store, cause) == cause
+    except (RuntimeError, UserError):  # no store, so nobody knows what the others say
+        cause = Cause(place.rank, code, _located(place, error, sentence, ""))
+        speaks = place.is_coordinator or not isinstance(error, UserError)
+    if speaks and SUPERVISOR not in os.environ:
+        say(cause.sentence)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if _hosts(place):
+        _linger()
+    os._exit(code)
+
+
+def _number(name: str, default: int | None) -> int:
+    text = os.environ.get(name)
+    if text is None and default is not None:
+        return default
+    if text is None or not text.isdecimal():
+        problem = "is not set" if text is None else f"is {text!r}, not a number"
+        raise UserError(f"{name} {problem}: start the ranks with --nproc or torchrun, or unset WORLD_SIZE")
+    return int(text)
+
+
+def _stop(number: int, frame: object) -> None:
+    raise Stopped
+
+
+def _hosts(place: Place) -> bool:
+    agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # torchrun's word, and our launcher's
+    return place.is_coordinator and not agent
+
+
+def _await_cause(store: "Store") -> None:
+    try:
+        store.wait(["cause"], _PATIENCE)
+    except RuntimeError:  # nobody else says anything: then this rank does
+        return
+
+
+def _located(place: Place, error: BaseException, sentence: str, position: str) -> str:
+    if isinstance(error, UserError | KeyboardInterrupt):  # not the rank's fault
+        return sentence
+    advice = ": see what became of the others, or raise runtime.timeout_seconds if they are only slow"
+    return f"rank {place.rank} failed{position}: {sentence}{advice if isinstance(error, PeerLost) else ''}"
+
+
+def _unforeseen(error: BaseException) -> str:
+    first = (str(error).strip() or "no message").splitlines()[0]
+    return f"{type(error).__name__}: {first} (set {TRACEBACK}=1 to see where)"
+
+
+def _linger() -> None:
+    """The store goes with this process: let the others see that it fails, and look for the cause."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        threading.Thread(target=dist.destroy_process_group, daemon=True).start()
+    time.sleep(2 * _PATIENCE.total_seconds())
