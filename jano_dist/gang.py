@@ -178,11 +178,11 @@ def fail_stop(
         store = open_store(place, _REACH)
         if isinstance(error, PeerLost):
             _await_cause(store)
-        cause = Cause(place.rank, code, _located(place, error, sentence, where(store, place.rank)))
+        cause = Cause(place.rank, code, _located(place, error, code, sentence, where(store, place.rank)))
         speaks = claim(store, cause) == cause
     except (RuntimeError, UserError):  # no store, so nobody knows what the others say
-        cause = Cause(place.rank, code, _located(place, error, sentence, ""))
-        speaks = place.is_coordinator or not isinstance(error, UserError)
+        cause = Cause(place.rank, code, _located(place, error, code, sentence, ""))
+        speaks = place.is_coordinator or code == 1
     if speaks and SUPERVISOR not in os.environ:
         say(cause.sentence)
     sys.stdout.flush()
@@ -218,8 +218,8 @@ def _await_cause(store: "Store") -> None:
         return
 
 
-def _located(place: Place, error: BaseException, sentence: str, position: str) -> str:
-    if isinstance(error, UserError | KeyboardInterrupt):  # not the rank's fault
+def _located(place: Place, error: BaseException, code: int, sentence: str, position: str) -> str:
+    if code != 1:  # bad input, or Ctrl-C: the rank has nothing to do with it
         return sentence
     advice = ": see what became of the others, or raise runtime.timeout_seconds if they are only slow"
     return f"rank {place.rank} failed{position}: {sentence}{advice if isinstance(error, PeerLost) else ''}"

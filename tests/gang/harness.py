@@ -21,7 +21,7 @@ _CONTEXT.set_forkserver_preload(["torch", "torch.distributed", "diffusers", "jan
 
 
 class Leave(Exception):  # noqa: N818 - it names what happens
-    """Raised by a target: the rank ends at once, as a killed one does, and its result is None."""
+    """Raised by a target: the rank ends at once, as a killed one does, with the argument as its result."""
 
 
 def gang(world: int, target: Any, *args: Any, timeout: float = 120, collective_timeout: float = 60) -> list:
@@ -80,8 +80,8 @@ def _run(connection: Connection, settings: tuple, target: Any, args: tuple) -> N
         connection.send_bytes(pickle.dumps((True, target(*args))))
         dist.barrier()  # the first to leave would take the others' connections with it
         dist.destroy_process_group()
-    except Leave:
-        connection.send_bytes(pickle.dumps((True, None)))
+    except Leave as leave:
+        connection.send_bytes(pickle.dumps((True, *(leave.args or (None,)))))
     except BaseException:
         connection.send_bytes(pickle.dumps((False, traceback.format_exc())))
     finally:
