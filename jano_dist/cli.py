@@ -99,6 +99,7 @@ def generate(
     steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
     nproc: Annotated[int | None, typer.Option(help="Ranks to start on this machine.", min=1)] = None,
     cfg: Annotated[int | None, typer.Option(help="2: one guidance branch per half of the ranks.")] = None,
+    kv: Annotated[int | None, typer.Option(help="Shards of a branch's keys and values.")] = None,
     ulysses: Annotated[int | None, typer.Option(help="Ranks that share a branch's heads.")] = None,
     save_latents: Annotated[bool, typer.Option(help="Also write latents.safetensors.")] = False,
 ) -> None:
@@ -111,6 +112,7 @@ def generate(
         "video.width": width,
         "sampling.steps": steps,
         "mesh.cfg": cfg,
+        "mesh.kv": kv,
         "mesh.ulysses": ulysses,
     }
     overrides = [f"{key}={json.dumps(value)}" for key, value in named.items() if value is not None]
@@ -137,11 +139,13 @@ def _check_ranks(nproc: int, settings: Config, place: Place) -> None:
     """What can be said of --nproc before any rank is started."""
     if place.world > 1:
         raise UserError("--nproc starts ranks, but torchrun has started some already: leave it out")
-    mesh = settings.mesh
-    if mesh.cfg and mesh.ulysses and mesh.cfg * mesh.ulysses != nproc:
+    asked = {name: degree for name, degree in settings.mesh.model_dump().items() if degree}
+    product = math.prod(asked.values())
+    if nproc % product or (len(asked) == 3 and nproc != product):
+        degrees = " x ".join(f"--{name} {degree}" for name, degree in asked.items())
         raise UserError(
-            f"--cfg {mesh.cfg} x --ulysses {mesh.ulysses} is {mesh.cfg * mesh.ulysses} ranks, not {nproc}: "
-            f"use --nproc {mesh.cfg * mesh.ulysses}, or leave one of them out"
+            f"{degrees} is {product} ranks, which does not fit --nproc {nproc}: "
+            f"use --nproc {product}, or leave a degree out"
         )
 
 
@@ -248,7 +252,9 @@ def _summary(console: Console, out: Path, record: dict[str, Any]) -> None:
     )
     mesh = record["mesh"]
     if mesh["world"] > 1:
-        console.print(f"{mesh['world']} ranks: cfg {mesh['cfg']} x ulysses {mesh['ulysses']}")
+        console.print(
+            f"{mesh['world']} ranks: cfg {mesh['cfg']} x kv {mesh['kv']} x ulysses {mesh['ulysses']}"
+        )
     console.print(
         f"pictures: {out / 'complexity.png'}, {out / 'timeline.png'}; record: {out / 'run.json'}",
         soft_wrap=True,

@@ -30,6 +30,11 @@ class ModelConfig(_Frozen):
     vae_parallel: Literal["auto", "single"] = Field(
         "auto", description="who decodes: all ranks, or the coordinator alone"
     )
+    weights: Literal["replicated", "fsdp", "group_offload"] = Field(
+        "replicated",
+        description="the transformer's: whole on every rank, sharded over the ranks, or layer by layer from "
+        "host memory",
+    )
     vae_tiling: bool = Field(False, description="decode in overlapping tiles, which takes less memory")
     max_sequence_length: int = Field(512, ge=1, description="text tokens a prompt is padded to")
 
@@ -93,7 +98,18 @@ class MeshConfig(_Frozen):
     """How the ranks of a gang share the work; what is null is chosen from the number of ranks."""
 
     cfg: Literal[1, 2] | None = Field(None, description="2: cond and uncond branch on different ranks")
+    kv: _Edge | None = Field(None, description="shards of a branch's tokens whose keys and values stay put")
     ulysses: _Edge | None = Field(None, description="ranks that share a branch's heads and tokens")
+
+
+class CacheConfig(_Frozen):
+    """What skipped tokens leave behind, and where it is kept."""
+
+    kind: Literal["kv", "hidden"] = Field(
+        "kv", description="keys and values, or the attention input from which they are made again"
+    )
+    dtype: Literal["native", "fp8"] = Field("native", description="of what is kept; fp8 is 8-bit e4m3")
+    device: Literal["accelerator", "cpu"] = Field("accelerator", description="where it is kept")
 
 
 class RuntimeConfig(_Frozen):
@@ -113,6 +129,7 @@ class Config(_Frozen):
     sampling: SamplingConfig = SamplingConfig()
     policy: PolicyConfig = JanoPolicyConfig()
     mesh: MeshConfig = MeshConfig()
+    cache: CacheConfig = CacheConfig()
     runtime: RuntimeConfig = RuntimeConfig()
     preset: str | None = None
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from jano_dist import observe
-from jano_dist.attention.distributed import sequence_attention
+from jano_dist.attention.distributed import SequenceAttention
 from jano_dist.cache import KVCache, NoCache
 from jano_dist.cache.kv import Cache
 from jano_dist.config import Config
@@ -24,7 +24,7 @@ from jano_dist.mesh import Mesh, choose_degrees, ranks_started
 from jano_dist.models import Branch, Geometry, VideoModel, load_model, model_digest, read_geometry
 from jano_dist.observe import NullObserver, Observer, StepRecord, merge_ranks, step_table
 from jano_dist.policies import Policy, make_policy
-from jano_dist.runtime import pick_device
+from jano_dist.runtime import pick_device, ranks_per_node
 from jano_dist.sampling.guidance import guidance_on, guide
 from jano_dist.sampling.velocity import VelocityRows
 from jano_dist.tokens.complexity import ACTIVE
@@ -113,8 +113,10 @@ class Engine:
         degrees = choose_degrees(
             self.config.mesh,
             world=ranks_started(),
+            local_world=ranks_per_node(),
             heads=geometry.heads,
             guided=guidance_on(self.config.sampling.guidance),
+            hidden=self.config.cache.kind == "hidden",
         )
         timeout = self.config.runtime.timeout_seconds
         return Mesh(**degrees._asdict(), device=device, timeout_seconds=timeout)
@@ -220,7 +222,7 @@ class Engine:
             kind, mapped = self._decision(policy, index, levels)
             if mapped:
                 self._replan(state, levels)
-            deal = state.plan.deal(kind, self.mesh.sequence_ranks)
+            deal = self._deal(state.plan, kind)
             velocity = self._velocity(state, index, timestep, kind, deal)
             stepped = state.scheduler.step(velocity, timestep, state.latent[None], return_dict=False)[0]
             state.latent = stepped[0]
@@ -237,13 +239,16 @@ class Engine:
                     index=index,
                     kind=kind.value,
                     tokens=sum(deal.counts),
-                    own_tokens=deal.counts[self.mesh.sequence_rank],
+                    own_tokens=deal.counts[self.mesh.index("sequence")],
                     seconds=time.perf_counter() - started,
                     comm_seconds=traffic.seconds,
                     comm_bytes=traffic.nbytes,
                 )
             )
             observer.step(state.steps[-1], len(timesteps))
+
+    def _deal(self, plan: TokenPlan, kind: StepKind) -> Deal:
+        return plan.deal(kind, self.mesh.size("sequence"), self.mesh.size("kv"))
 
     def _decision(self, policy: Policy, index: int, levels: Tensor | None) -> tuple[StepKind, bool]:
         """What this step computes, and whether a new map comes first: the coordinator's word, everywhere."""
@@ -256,8 +261,8 @@ class Engine:
     def _velocity(self, state: State, index: int, timestep: Tensor, kind: StepKind, deal: Deal) -> Tensor:
         """The guided velocity [1, C, T, H, W]: fresh in the deal's rows, elsewhere the last one computed."""
         idle, mesh = NoCache(self.model.geometry.layers), self.mesh
-        own = deal.own(mesh.sequence_rank)
-        attend = sequence_attention(mesh, deal.counts, deal.moves)
+        own = deal.own(mesh.index("sequence"))
+        attend = SequenceAttention(mesh, deal.counts, deal.counts, deal.moves[mesh.index("kv")])
         outputs = [
             self.model.forward(
                 state.latent, timestep, branch, own, idle if kind is StepKind.FULL else cache, attend
@@ -268,7 +273,7 @@ class Engine:
         counts = [len(own)] * mesh.size("cfg")
         swapped = [part for rows in outputs for part in mesh.gather_rows(rows, counts, "cfg").split(counts)]
         guided = guide(swapped, self.config.sampling.guidance)
-        rows = mesh.gather_rows(guided, deal.counts, "ulysses")
+        rows = mesh.gather_rows(guided, deal.counts, "sequence")
         state.velocity.update(deal.rows, rows, float(state.scheduler.sigmas[index]))
         return self.model.unpatchify(state.velocity.rows, self.latent_shape)[None]
 
@@ -284,8 +289,10 @@ class Engine:
                     f"{_ranks(ranks)} made another token plan than the coordinator from the same complexity "
                     "map: run the same version of jano_dist and torch on every rank"
                 )
-        heads = geometry.heads // self.mesh.size("ulysses")
-        sizes = (geometry.layers, state.plan.tokens, heads, geometry.head_dim)
+        heads, ulysses = geometry.heads // self.mesh.size("ulysses"), self.mesh.size("ulysses")
+        shard = self.mesh.index("kv") * ulysses
+        kept = sum(self._deal(state.plan, StepKind.REFRESH).counts[shard : shard + ulysses])
+        sizes = (geometry.layers, kept, heads, geometry.head_dim)
         state.caches = [KVCache(*sizes, model.dtype, model.device) for _ in state.branches]
 
     def _policy(self, geometry: Geometry) -> Policy:

@@ -10,7 +10,7 @@ One process is a mesh of one rank, whose collectives move nothing.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, Literal, NamedTuple
@@ -23,8 +23,9 @@ from torch.distributed.device_mesh import DeviceMesh
 from jano_dist.config import MeshConfig
 from jano_dist.errors import PeerLost, UserError
 
-Dim = Literal["cfg", "kv", "ulysses"]
-DIMS: tuple[Dim, ...] = ("cfg", "kv", "ulysses")
+# `sequence` is kv x ulysses: all ranks that share a branch's tokens.
+Dim = Literal["cfg", "kv", "ulysses", "sequence"]
+DIMS = ("cfg", "kv", "ulysses")
 _CPU = torch.device("cpu")
 
 
@@ -83,15 +84,20 @@ class Mesh:
         """This process alone, also where there are others: every degree is 1."""
         return cls(world=1, device=device)
 
-    def _form(self, timeout_seconds: float) -> DeviceMesh:
+    def _form(self, timeout_seconds: float) -> dict[str, Any]:
+        """This rank's process group along each dimension."""
         ranks = torch.arange(self.world).reshape(self.degrees)
-        groups = []
-        for axis in range(len(DIMS)):
-            lines = ranks.movedim(axis, -1).flatten(0, -2).tolist()
-            # Given here because the groups that init_device_mesh makes do not inherit the gang's time-out.
-            limit = timedelta(seconds=timeout_seconds)
-            groups.append(dist.new_subgroups_by_enumeration(lines, timeout=limit)[0])
-        return DeviceMesh.from_group(groups, self.device.type, ranks, mesh_dim_names=DIMS)
+        lines = {dim: ranks.movedim(axis, -1).flatten(0, -2).tolist() for axis, dim in enumerate(DIMS)}
+        # Given here because the groups that init_device_mesh makes do not inherit the gang's time-out.
+        limit = timedelta(seconds=timeout_seconds)
+        made = {dim: dist.new_subgroups_by_enumeration(each, timeout=limit)[0] for dim, each in lines.items()}
+        self.device_mesh = DeviceMesh.from_group(
+            list(made.values()), self.device.type, ranks, mesh_dim_names=DIMS
+        )
+        if self.degrees.kv == 1:
+            return {**made, "sequence": made["ulysses"]}
+        sequence = ranks.flatten(1).tolist()
+        return {**made, "sequence": dist.new_subgroups_by_enumeration(sequence, timeout=limit)[0]}
 
     @property
     def is_coordinator(self) -> bool:
@@ -103,49 +109,56 @@ class Mesh:
         """All ranks, for libraries that bring their own collectives; they are not counted here."""
         return dist.group.WORLD
 
-    @property
-    def sequence_ranks(self) -> int:
-        """Ranks that share one branch's tokens."""
-        return self.degrees.kv * self.degrees.ulysses
-
-    @property
-    def sequence_rank(self) -> int:
-        """This rank's place among them."""
-        return self.rank % self.sequence_ranks
-
     def size(self, dim: Dim) -> int:
         """The degree of a dimension."""
+        if dim == "sequence":
+            return self.degrees.kv * self.degrees.ulysses
         return self.degrees[DIMS.index(dim)]
 
     def index(self, dim: Dim) -> int:
         """This rank's place along a dimension."""
-        return 0 if self._groups is None else self._groups.get_local_rank(dim)
+        _, kv, ulysses = self.degrees
+        return {
+            "cfg": self.rank // (kv * ulysses),
+            "kv": self.rank // ulysses % kv,
+            "ulysses": self.rank % ulysses,
+            "sequence": self.rank % (kv * ulysses),
+        }[dim]
 
-    def all_to_all(self, rows: Tensor, sent: Sequence[int], received: Sequence[int], dim: Dim) -> Tensor:
-        """Hand rows out along a dimension: `rows` [sum(sent), ...] -> [sum(received), ...].
+    def begin_all_to_all(
+        self, rows: Tensor, sent: Sequence[int], received: Sequence[int], dim: Dim
+    ) -> "Pending":
+        """Hand rows out along a dimension: `rows` [sum(sent), ...] -> [sum(received), ...], when waited for.
 
         Args:
             rows: contiguous; the first `sent[0]` rows go to index 0 of the dimension, and so on.
             sent, received: rows to and from each index, itself included. May differ and may be 0.
         """
         if self._groups is None or self.size(dim) == 1:
-            return rows
+            return Pending(rows, None, self._counted)
         result = rows.new_empty(sum(received), *rows.shape[1:])
         to_others = sum(sent) - sent[self.index(dim)]
         with self._counted(to_others * rows[:1].nbytes if len(rows) else 0):
-            group = self._groups.get_group(dim)
-            dist.all_to_all_single(result, rows, list(received), list(sent), group=group)
-        return result
+            work = dist.all_to_all_single(
+                result, rows, list(received), list(sent), group=self._groups[dim], async_op=True
+            )
+        return Pending(result, work, self._counted)
 
-    def gather_rows(self, rows: Tensor, counts: Sequence[int], dim: Dim) -> Tensor:
+    def all_to_all(self, rows: Tensor, sent: Sequence[int], received: Sequence[int], dim: Dim) -> Tensor:
+        """`begin_all_to_all`, waited for."""
+        return self.begin_all_to_all(rows, sent, received, dim).wait()
+
+    def begin_gather(self, rows: Tensor, counts: Sequence[int], dim: Dim) -> "Pending":
         """Every index's rows along a dimension, in order: [counts[own], ...] -> [sum(counts), ...].
 
         An all-to-all, because gloo's all-gather cannot do unequal counts and is slower (docs/decisions.md).
         """
         size = self.size(dim)
-        if size == 1:
-            return rows
-        return self.all_to_all(torch.cat([rows] * size), [len(rows)] * size, counts, dim)
+        return self.begin_all_to_all(torch.cat([rows] * size), [len(rows)] * size, counts, dim)
+
+    def gather_rows(self, rows: Tensor, counts: Sequence[int], dim: Dim) -> Tensor:
+        """`begin_gather`, waited for."""
+        return self.begin_gather(rows, counts, dim).wait()
 
     def broadcast(self, tensor: Tensor) -> Tensor:
         """The coordinator's tensor on every rank. Overwrites `tensor` (same shape everywhere) elsewhere."""
@@ -199,6 +212,20 @@ class Mesh:
         self._sent += nbytes
 
 
+class Pending:
+    """A collective on its way. It holds on to what it sends until it is waited for."""
+
+    def __init__(self, result: Tensor, work: Any, counted: Callable[[int], Any]) -> None:
+        self._result, self._work, self._counted = result, work, counted
+
+    def wait(self) -> Tensor:
+        """The result; on a CUDA device the current stream waits for it, not the host."""
+        if self._work is not None:
+            with self._counted(0):
+                self._work.wait()
+        return self._result
+
+
 class _Clock:
     """Sums the seconds between starts and stops, on the CUDA stream where there is one, without waiting."""
 
@@ -232,41 +259,76 @@ def ranks_started() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def choose_degrees(asked: MeshConfig, *, world: int, heads: int, guided: bool) -> Degrees:
-    """Degrees for `world` ranks: CFG first where it can be, the rest is Ulysses.
+def choose_degrees(
+    asked: MeshConfig,
+    *,
+    world: int,
+    heads: int,
+    guided: bool,
+    local_world: int | None = None,
+    hidden: bool = False,
+) -> Degrees:
+    """The degrees for `world` ranks that move the fewest bytes, between nodes above all.
 
     Args:
         asked: degrees the user fixed; None is chosen here.
-        world: ranks started. heads: of the model. guided: whether there is an uncond branch.
+        world: ranks started. local_world: ranks per node; None: all are on one.
+        heads: of the model. guided: whether there is an uncond branch.
+        hidden: whether K/V are made again in every step, so that Ulysses must exchange all of them.
 
     Raises:
         UserError: no such mesh; the sentence lists the valid ones.
     """
-    valid = [
-        Degrees(cfg, 1, world // cfg)
-        for cfg in ((2, 1) if guided else (1,))
-        if world % cfg == 0 and heads % (world // cfg) == 0
-    ]
+    valid = valid_degrees(world=world, heads=heads, guided=guided)
     fitting = [
         degrees
         for degrees in valid
-        if asked.cfg in (None, degrees.cfg) and asked.ulysses in (None, degrees.ulysses)
+        if all(wish in (None, degree) for wish, degree in zip(_wishes(asked), degrees, strict=True))
     ]
     if fitting:
-        return fitting[0]
-    wish = " x ".join(
-        f"--{name} {degree}" for name, degree in (("cfg", asked.cfg), ("ulysses", asked.ulysses)) if degree
+        return min(fitting, key=lambda degrees: traffic_cost(degrees, local_world or world, hidden=hidden))
+    wish = " x ".join(f"--{dim} {degree}" for dim, degree in zip(DIMS, _wishes(asked), strict=True) if degree)
+    listed = " or ".join(
+        " ".join(f"--{dim} {degree}" for dim, degree in zip(DIMS, degrees, strict=True)) for degrees in valid
     )
     raise UserError(
-        f"{wish or 'the model'} does not fit {world} rank{'s' if world > 1 else ''} with {heads} heads and "
-        f"guidance {'on' if guided else 'off'}: {_advice(valid, heads, guided)}"
+        f"{wish} does not fit {world} rank{'s' if world > 1 else ''} with {heads} heads and "
+        f"guidance {'on' if guided else 'off'}: use {listed}"
     )
 
 
-def _advice(valid: Sequence[Degrees], heads: int, guided: bool) -> str:
-    if valid:
-        return "use " + " or ".join(f"--cfg {d.cfg} --ulysses {d.ulysses}" for d in valid)
-    divisors = [degree for degree in range(1, heads + 1) if heads % degree == 0]
-    worlds = sorted({cfg * ulysses for cfg in ((1, 2) if guided else (1,)) for ulysses in divisors})
-    *fewer, most = map(str, worlds)
-    return f"start {', '.join(fewer)} or {most} ranks" if fewer else "start 1 rank"
+def valid_degrees(*, world: int, heads: int, guided: bool) -> list[Degrees]:
+    """Every mesh of `world` ranks: cfg 2 needs guidance, and ulysses must divide the heads."""
+    return [
+        Degrees(cfg, world // (cfg * ulysses), ulysses)
+        for cfg in ((2, 1) if guided else (1,))
+        for ulysses in range(heads, 0, -1)
+        if heads % ulysses == 0 and world % (cfg * ulysses) == 0
+    ]
+
+
+# A link between nodes against one inside: NDR InfiniBand 50 GB/s, NVLink 450 GB/s each way.
+_BETWEEN_NODES = 9.0
+# What share of the tokens a typical sparse step computes; decides between moving queries and K/V.
+_TYPICAL_SHARE = 0.25
+
+
+def traffic_cost(degrees: Degrees, local_world: int, *, hidden: bool) -> float:
+    """What a rank sends in a layer of a typical sparse step, both branches; links between nodes count more.
+
+    In units of (tokens of the video x hidden size), by the volumes in docs/architecture.md.
+    """
+    cfg, kv, ulysses = degrees
+    computed, ranks = _TYPICAL_SHARE, kv * ulysses
+    kept = 1.0 if hidden else computed
+    exchange = (2 * computed + 2 * kept) / ranks * (ulysses - 1) / ulysses
+    resident = 2 * computed / ranks * (kv - 1)
+    inside = local_world % ulysses == 0 or ulysses == 1
+    near = local_world % ranks == 0
+    return (
+        2 / cfg * (exchange * (1 if inside else _BETWEEN_NODES) + resident * (1 if near else _BETWEEN_NODES))
+    )
+
+
+def _wishes(asked: MeshConfig) -> tuple[int | None, int | None, int | None]:
+    return asked.cfg, asked.kv, asked.ulysses

@@ -39,6 +39,11 @@ def pick_device(config: RuntimeConfig) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
+def ranks_per_node() -> int:
+    """How many ranks this machine has, as the launcher says; 1 where there is no gang."""
+    return find_place().local_world
+
+
 @contextmanager
 def join(config: RuntimeConfig) -> Iterator[Store]:
     """Form the process group of all ranks, and leave it at the end. One process needs none.

@@ -29,13 +29,14 @@ class Deal:
     Attributes:
         rows: int64 [n], token indices; rank 0's first, then rank 1's, as they lie after a gather.
         counts: how many of them each rank computes; they differ by at most one.
-        moves: (from, to, length) of the runs of `rows` that lie together in the buckets' order, where
-            every bucket holds rank 0's tokens first, then rank 1's: the order of the K/V buffers.
+        moves: for each shard (neighbouring ranks that keep their tokens' K/V together) the (from, to,
+            length) of the runs of its rows that lie together in its buffers, where every bucket holds
+            its first rank's tokens first, then the second's.
     """
 
     rows: Tensor
     counts: tuple[int, ...]
-    moves: tuple[tuple[int, int, int], ...]
+    moves: tuple[tuple[tuple[int, int, int], ...], ...]
 
     def own(self, rank: int) -> Tensor:
         """Token indices that `rank` computes."""
@@ -88,23 +89,29 @@ class TokenPlan:
         """Token indices int64 [count(kind)] a step of this kind computes: a prefix of the order."""
         return self.order[: self.count(kind)]
 
-    def deal(self, kind: StepKind, ranks: int) -> Deal:
+    def deal(self, kind: StepKind, ranks: int, shards: int = 1) -> Deal:
         """Who computes what in a step of this kind: plan position p belongs to rank p % `ranks`.
 
         So every bucket, and every prefix of the plan, is dealt evenly to one token.
+
+        Args:
+            kind: of the step.
+            ranks: that share the sequence.
+            shards: into how many equal groups of neighbours they are divided; see `Deal.moves`.
         """
-        runs: dict[tuple[int, int], range] = {}  # (rank, level) -> plan positions
+        runs: list[list[range]] = [[] for _ in range(ranks)]  # plan positions, per rank and bucket
         first = 0
         for level in _BUCKETS:
             if level >= _LOWEST_LEVEL[kind]:
                 last = first + self.counts[level]
                 for rank in range(ranks):
-                    runs[rank, level] = range(first + (rank - first) % ranks, last, ranks)
+                    runs[rank].append(range(first + (rank - first) % ranks, last, ranks))
                 first = last
-        by_rank = sorted(runs, key=lambda run: run[0])  # stable, so a rank's buckets stay in order
-        rows = [self.order[r.start : r.stop : ranks] for r in map(runs.__getitem__, by_rank)]
-        counts = tuple(sum(len(runs[run]) for run in runs if run[0] == rank) for rank in range(ranks))
-        return Deal(torch.cat(rows), counts, _moves(by_rank, runs))
+        rows = [self.order[run.start : run.stop : ranks] for own in runs for run in own]
+        counts = tuple(sum(map(len, own)) for own in runs)
+        size = ranks // shards
+        moves = tuple(_moves(runs[shard * size : (shard + 1) * size]) for shard in range(shards))
+        return Deal(torch.cat(rows), counts, moves)
 
     def digest(self) -> bytes:
         """32 bytes that tell two plans apart."""
@@ -117,21 +124,20 @@ class TokenPlan:
         return {name: self.counts[level] / self.tokens for name, level in names.items()}
 
 
-def _moves(
-    by_rank: list[tuple[int, int]], runs: dict[tuple[int, int], range]
-) -> tuple[tuple[int, int, int], ...]:
-    """Where each run of the gathered rows goes in the buckets' order; neighbours are joined."""
+def _moves(runs: list[list[range]]) -> tuple[tuple[int, int, int], ...]:
+    """Where the runs [rank][bucket] of gathered rows go in the buckets' order; neighbours are joined."""
     places, place = {}, 0
-    for run, positions in runs.items():  # bucket by bucket, rank by rank
-        places[run] = place
-        place += len(positions)
+    for bucket in range(len(runs[0])):
+        for rank, own in enumerate(runs):
+            places[rank, bucket] = place
+            place += len(own[bucket])
     moves: list[tuple[int, int, int]] = []
     start = 0
-    for run in by_rank:
-        length = len(runs[run])
-        if moves and moves[-1][1] + moves[-1][2] == places[run]:
-            moves[-1] = (*moves[-1][:2], moves[-1][2] + length)
-        elif length:
-            moves.append((start, places[run], length))
-        start += length
+    for rank, own in enumerate(runs):
+        for bucket, run in enumerate(own):
+            if moves and moves[-1][1] + moves[-1][2] == places[rank, bucket]:
+                moves[-1] = (*moves[-1][:2], moves[-1][2] + len(run))
+            elif run:
+                moves.append((start, places[rank, bucket], len(run)))
+            start += len(run)
     return tuple(moves)

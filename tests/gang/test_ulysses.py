@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from jano_dist.attention.distributed import sequence_attention
+from jano_dist.attention.distributed import SequenceAttention
 from jano_dist.cache import KVCache, NoCache
 from jano_dist.mesh import Mesh
 from jano_dist.tokens.plan import TokenPlan
@@ -111,7 +111,7 @@ def walk(mesh, levels, seed, heads=HEADS):
         mesh.exchanges = []
         rows = [x[own] for x in qkv]
         kept = [x.clone() for x in rows]
-        output = sequence_attention(mesh, deal.counts, deal.moves)(*rows, layer)
+        output = SequenceAttention(mesh, deal.counts, deal.counts, deal.moves[0])(*rows, layer)
         assert output.shape == (len(own), heads, HEAD_DIM)
         assert all(torch.equal(x, before) for x, before in zip(rows, kept, strict=True))
         if len(own):

@@ -13,15 +13,16 @@ from jano_dist.mesh import Degrees, Mesh, Traffic, choose_degrees
 WORLDS, HEADS, ASKED = range(1, 17), (1, 6, 12, 40), (None, 1, 2, 3, 4, 8)
 
 
-def fits(cfg, ulysses, *, world, heads, guided):
+def fits(cfg, kv, ulysses, *, world, heads, guided):
     """Written down a second time: all ranks at work, whole heads, two branches only where there are two."""
-    return cfg * ulysses == world and heads % ulysses == 0 and (cfg == 1 or (cfg == 2 and guided))
+    return cfg * kv * ulysses == world and heads % ulysses == 0 and (cfg == 1 or (cfg == 2 and guided))
 
 
 def all_meshes(**facts):
-    """CFG first."""
-    pairs = itertools.product((2, 1), range(1, 17))
-    return [(cfg, ulysses) for cfg, ulysses in pairs if fits(cfg, ulysses, **facts)]
+    """CFG first, then as much Ulysses as the heads allow."""
+    triples = itertools.product((2, 1), range(1, 17), range(1, 17))
+    meshes = [triple for triple in triples if fits(*triple, **facts)]
+    return sorted(meshes, key=lambda mesh: (-mesh[0], -mesh[2]))
 
 
 def every_case():
@@ -44,6 +45,9 @@ def every_case():
         (8, 40, True, (2, 1, 4)),
         (8, 40, False, (1, 1, 8)),
         (16, 40, True, (2, 1, 8)),
+        (7, 40, True, (1, 7, 1)),
+        (12, 40, True, (2, 3, 2)),
+        (16, 12, True, (2, 2, 4)),
     ],
 )
 def test_cfg_first_then_ulysses(world, heads, guided, degrees):
@@ -70,12 +74,12 @@ def test_every_case_against_all_meshes_there_are():
         wanted = [
             mesh
             for mesh in all_meshes(world=world, heads=heads, guided=guided)
-            if cfg in (None, mesh[0]) and ulysses in (None, mesh[1])
+            if cfg in (None, mesh[0]) and ulysses in (None, mesh[2])
         ]
         asked = MeshConfig(cfg=cfg, ulysses=ulysses)
         if wanted:
             degrees = choose_degrees(asked, world=world, heads=heads, guided=guided)
-            assert degrees == Degrees(wanted[0][0], 1, wanted[0][1])
+            assert degrees == Degrees(*wanted[0])
             chosen += 1
         else:
             with pytest.raises(UserError):
@@ -97,16 +101,24 @@ def test_what_the_sentence_offers_is_all_that_works():
         assert f"{heads} heads" in problem
         for name, degree in (("cfg", cfg), ("ulysses", ulysses)):
             assert (f"--{name} {degree}" in problem) == (degree is not None)
+        offered = re.findall(r"--cfg (\d+) --kv (\d+) --ulysses (\d+)", advice)
         meshes = all_meshes(world=world, heads=heads, guided=guided)
-        if meshes:
-            offered = re.findall(r"--cfg (\d+) --ulysses (\d+)", advice)
-            assert [(int(c), int(u)) for c, u in offered] == meshes, sentence
-        else:
-            worlds = [n for n in range(1, 81) if any(
-                fits(c, u, world=n, heads=heads, guided=guided) for c in (1, 2) for u in range(1, 81)
-            )]  # fmt: skip
-            assert [int(number) for number in re.findall(r"\d+", advice)] == worlds, sentence
-            assert re.fullmatch(r"start (\d+(, \d+)* or )?\d+ ranks?", advice), sentence
+        assert [tuple(map(int, mesh)) for mesh in offered] == meshes, sentence
+
+
+@pytest.mark.parametrize(
+    ("world", "local_world", "heads", "hidden", "degrees"),
+    [
+        (16, 8, 40, False, (2, 1, 8)),  # a branch per node
+        (32, 8, 40, False, (2, 2, 8)),  # two nodes per branch: queries cross, not heads
+        (8, 2, 40, False, (2, 2, 2)),
+        (8, 8, 40, True, (2, 4, 1)),  # K/V made again: they need no exchange if they stay
+        (6, 3, 40, False, (2, 3, 1)),
+    ],
+)
+def test_between_nodes_as_little_as_can_be(world, local_world, heads, hidden, degrees):
+    facts = {"world": world, "heads": heads, "guided": True}
+    assert choose_degrees(MeshConfig(), local_world=local_world, hidden=hidden, **facts) == degrees
 
 
 @pytest.mark.parametrize("degrees", [{"cfg": 2}, {"ulysses": 2}, {"kv": 3}, {"cfg": 2, "ulysses": 3}])
@@ -120,8 +132,7 @@ def test_one_process_moves_nothing():
     kept = rows.clone()
     assert mesh.is_coordinator
     assert mesh.record() == {"cfg": 1, "kv": 1, "ulysses": 1, "world": 1}
-    assert (mesh.sequence_ranks, mesh.sequence_rank) == (1, 0)
-    for dim in ("cfg", "kv", "ulysses"):
+    for dim in ("cfg", "kv", "ulysses", "sequence"):
         assert (mesh.size(dim), mesh.index(dim)) == (1, 0)
         assert torch.equal(mesh.all_to_all(rows, [4], [4], dim), kept)
         assert torch.equal(mesh.gather_rows(rows, [4], dim), kept)
