@@ -16,8 +16,7 @@ from torch import Tensor
 
 from jano_dist import observe
 from jano_dist.attention.distributed import SequenceAttention
-from jano_dist.cache import KVCache, NoCache
-from jano_dist.cache.kv import Cache
+from jano_dist.cache import Cache, CacheSizes, Keeping, NoCache, make_caches
 from jano_dist.config import Config
 from jano_dist.errors import RunError, UserError
 from jano_dist.mesh import Mesh, choose_degrees, ranks_started
@@ -63,6 +62,7 @@ class State:
     velocity: VelocityRows
     levels: Tensor  # uint8 [N], natural order
     scheduler: Any
+    workspace_bytes: int = 0  # of the buffers that caches share
     steps: list[StepRecord] = field(default_factory=list)
 
 
@@ -260,14 +260,16 @@ class Engine:
 
     def _velocity(self, state: State, index: int, timestep: Tensor, kind: StepKind, deal: Deal) -> Tensor:
         """The guided velocity [1, C, T, H, W]: fresh in the deal's rows, elsewhere the last one computed."""
-        idle, mesh = NoCache(self.model.geometry.layers), self.mesh
+        idle: Cache = NoCache(self.model.geometry.layers)
+        mesh = self.mesh
         own = deal.own(mesh.index("sequence"))
-        attend = SequenceAttention(mesh, deal.counts, deal.counts, deal.moves[mesh.index("kv")])
+        caches = [idle] * len(state.branches) if kind is StepKind.FULL else state.caches
+        # All of a rank's keys and values where they are made again from what the cache keeps.
+        kv_deal = self._deal(state.plan, StepKind.REFRESH) if caches[0].projects_all else deal
+        attend = SequenceAttention(mesh, deal.counts, kv_deal.counts, deal.moves[mesh.index("kv")])
         outputs = [
-            self.model.forward(
-                state.latent, timestep, branch, own, idle if kind is StepKind.FULL else cache, attend
-            )
-            for branch, cache in zip(state.branches, state.caches, strict=True)
+            self.model.forward(state.latent, timestep, branch, own, cache, attend)
+            for branch, cache in zip(state.branches, caches, strict=True)
         ]
         # Partners swap the rows they computed, and only what is guided is gathered: half the bytes.
         counts = [len(own)] * mesh.size("cfg")
@@ -279,7 +281,7 @@ class Engine:
 
     def _replan(self, state: State, levels: Tensor | None) -> None:
         """A new map, of the coordinator: order the tokens by it and start empty caches in that order."""
-        geometry, model = self.model.geometry, self.model
+        model = self.model
         state.levels = self.mesh.broadcast(torch.empty_like(state.levels) if levels is None else levels)
         state.plan = TokenPlan.from_levels(state.levels)
         if self.mesh.world > 1:
@@ -289,11 +291,28 @@ class Engine:
                     f"{_ranks(ranks)} made another token plan than the coordinator from the same complexity "
                     "map: run the same version of jano_dist and torch on every rank"
                 )
-        heads, ulysses = geometry.heads // self.mesh.size("ulysses"), self.mesh.size("ulysses")
-        shard = self.mesh.index("kv") * ulysses
-        kept = sum(self._deal(state.plan, StepKind.REFRESH).counts[shard : shard + ulysses])
-        sizes = (geometry.layers, kept, heads, geometry.head_dim)
-        state.caches = [KVCache(*sizes, model.dtype, model.device) for _ in state.branches]
+        settings = self.config.cache
+        state.caches, state.workspace_bytes = make_caches(
+            settings.kind,
+            Keeping(settings.dtype, settings.device),
+            self._cache_sizes(state.plan),
+            len(state.branches),
+            model.dtype,
+            model.device,
+        )
+
+    def _cache_sizes(self, plan: TokenPlan) -> CacheSizes:
+        geometry, mesh = self.model.geometry, self.mesh
+        counts, ulysses = self._deal(plan, StepKind.REFRESH).counts, mesh.size("ulysses")
+        shard = mesh.index("kv") * ulysses
+        return CacheSizes(
+            layers=geometry.layers,
+            tokens=counts[mesh.index("sequence")],
+            shard_tokens=sum(counts[shard : shard + ulysses]),
+            heads=geometry.heads,
+            shard_heads=geometry.heads // ulysses,
+            head_dim=geometry.head_dim,
+        )
 
     def _policy(self, geometry: Geometry) -> Policy:
         try:
@@ -327,9 +346,13 @@ class Engine:
         done = text + sum(geometry.forward_flops(step.tokens, tokens, text_tokens) for step in state.steps)
         full = text + len(state.steps) * geometry.forward_flops(tokens, tokens, text_tokens)
         memory = torch.tensor(
-            [sum(cache.nbytes for cache in state.caches), observe.peak_bytes(self.model.device)]
+            [
+                sum(cache.nbytes for cache in state.caches),
+                state.workspace_bytes,
+                observe.peak_bytes(self.model.device),
+            ]
         )
-        cache_bytes, peak_bytes = self.mesh.collect(memory).amax(0).tolist()
+        cache_bytes, workspace_bytes, peak_bytes = self.mesh.collect(memory).amax(0).tolist()
         return {
             "versions": observe.versions(),
             "mesh": self.mesh.record(),
@@ -337,7 +360,11 @@ class Engine:
             "levels": state.plan.shares(),
             "steps": merge_ranks(state.steps, self.mesh.collect(step_table(state.steps))),
             "seconds": {**seconds, "total": sum(seconds.values())},
-            "memory": {"cache_bytes_per_rank": cache_bytes, "peak_bytes_per_rank": peak_bytes},
+            "memory": {
+                "cache_bytes_per_rank": cache_bytes,
+                "workspace_bytes_per_rank": workspace_bytes,
+                "peak_bytes_per_rank": peak_bytes,
+            },
             "flops": {"full": branches * full, "done": branches * done},
         }
 

@@ -27,6 +27,8 @@ from jano_dist.errors import PeerLost, UserError
 Dim = Literal["cfg", "kv", "ulysses", "sequence"]
 DIMS = ("cfg", "kv", "ulysses")
 _CPU = torch.device("cpu")
+# How long ranks wait for the one of their node that reads the weights; a slow disk takes many minutes.
+_READING = timedelta(hours=1)
 
 
 class Degrees(NamedTuple):
@@ -50,6 +52,8 @@ class Mesh:
     Args:
         cfg, kv, ulysses: degrees. Rank = (cfg index * kv + kv index) * ulysses + ulysses index.
         world: ranks that take part; None is all of the process group, or this process where there is none.
+        local_world: ranks on this machine; None: unknown, and the same for any number that is not the same
+            on every rank or does not divide `world`: every rank is then a node of its own.
         device: where the tensors of this rank lie.
         timeout_seconds: how long a collective waits for the other ranks.
 
@@ -65,6 +69,7 @@ class Mesh:
         kv: int = 1,
         ulysses: int = 1,
         world: int | None = None,
+        local_world: int | None = None,
         device: torch.device = _CPU,
         timeout_seconds: float = 120,
     ) -> None:
@@ -76,16 +81,23 @@ class Mesh:
                 f"cfg {cfg} x kv {kv} x ulysses {ulysses} is {cfg * kv * ulysses} ranks, but {self.world} "
                 "were started: start as many ranks as the degrees multiply to"
             )
-        self._groups = self._form(timeout_seconds) if self.world > 1 else None
         self._sent, self._clock = 0, _Clock(device)
+        self.local_world = self._agree(local_world)
+        self._groups = self._form(timeout_seconds) if self.world > 1 else None
 
     @classmethod
     def single(cls, device: torch.device = _CPU) -> "Mesh":
         """This process alone, also where there are others: every degree is 1."""
         return cls(world=1, device=device)
 
+    def _agree(self, local_world: int | None) -> int:
+        """Ranks per node, on which all must agree before they form groups; 1 where nodes are uneven."""
+        answers = set(self.collect(torch.tensor(local_world or 1)).tolist())
+        size = answers.pop()
+        return 1 if answers or self.world % size else size
+
     def _form(self, timeout_seconds: float) -> dict[str, Any]:
-        """This rank's process group along each dimension."""
+        """This rank's process group along each dimension, and that of its node."""
         ranks = torch.arange(self.world).reshape(self.degrees)
         lines = {dim: ranks.movedim(axis, -1).flatten(0, -2).tolist() for axis, dim in enumerate(DIMS)}
         # Given here because the groups that init_device_mesh makes do not inherit the gang's time-out.
@@ -94,6 +106,10 @@ class Mesh:
         self.device_mesh = DeviceMesh.from_group(
             list(made.values()), self.device.type, ranks, mesh_dim_names=DIMS
         )
+        if self.local_world > 1:
+            nodes = torch.arange(self.world).view(-1, self.local_world).tolist()
+            patience = max(limit, _READING)
+            made["node"] = dist.new_subgroups_by_enumeration(nodes, timeout=patience)[0]
         if self.degrees.kv == 1:
             return {**made, "sequence": made["ulysses"]}
         sequence = ranks.flatten(1).tolist()
@@ -103,6 +119,11 @@ class Mesh:
     def is_coordinator(self) -> bool:
         """Whether this rank is the one that scores, decides and writes."""
         return self.rank == 0
+
+    @property
+    def is_node_lead(self) -> bool:
+        """Whether this rank is the first of its node, the one that `broadcast_in_node` sends from."""
+        return self.rank % self.local_world == 0
 
     @property
     def world_group(self) -> Any:
@@ -165,6 +186,15 @@ class Mesh:
         if self.world > 1:
             with self._counted(tensor.nbytes * (self.world - 1) if self.is_coordinator else 0):
                 dist.broadcast(tensor, src=0)
+        return tensor
+
+    def broadcast_in_node(self, tensor: Tensor) -> Tensor:
+        """The tensor of the node's first rank on all ranks of its node. Overwrites `tensor` (contiguous,
+        same shape and dtype everywhere) on the others."""
+        if self._groups is not None and self.local_world > 1:
+            lead = self.is_node_lead
+            with self._counted(tensor.nbytes * (self.local_world - 1) if lead else 0):
+                dist.broadcast(tensor, group=self._groups["node"], group_src=0)
         return tensor
 
     def decide(self, *values: int) -> tuple[int, ...]:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from jano_dist.attention.kernels import attention, attention_with_lse, merge
-from jano_dist.cache.kv import LayerKV, Moves
+from jano_dist.cache import LayerKV, Moves
 from jano_dist.mesh import Mesh
 
 # Queries are sent, attended and returned in chunks, so that one is on its way while another computes.

@@ -1,5 +1,65 @@
 """What skipped tokens leave behind for the tokens that are computed."""
 
-from jano_dist.cache.kv import KVCache, LayerKV, NoCache
+from dataclasses import dataclass
 
-__all__ = ["KVCache", "LayerKV", "NoCache"]
+import torch
+
+from jano_dist.cache.base import Cache, LayerKV, Moves, NoCache, Rope
+from jano_dist.cache.hidden import HiddenCache
+from jano_dist.cache.kv import KVCache
+from jano_dist.cache.rows import Keeping, Workspace
+
+__all__ = [
+    "Cache",
+    "CacheSizes",
+    "HiddenCache",
+    "KVCache",
+    "Keeping",
+    "LayerKV",
+    "Moves",
+    "NoCache",
+    "Rope",
+    "Workspace",
+    "make_caches",
+]
+
+
+@dataclass(frozen=True)
+class CacheSizes:
+    """What one rank's caches must hold.
+
+    Attributes:
+        layers: of the transformer.
+        tokens: this rank's own. shard_tokens: those of the ranks of its Ulysses group.
+        heads: of the model. shard_heads: this rank's under Ulysses.
+        head_dim: elements per head.
+    """
+
+    layers: int
+    tokens: int
+    shard_tokens: int
+    heads: int
+    shard_heads: int
+    head_dim: int
+
+
+def make_caches(
+    kind: str, keeping: Keeping, sizes: CacheSizes, branches: int, dtype: torch.dtype, device: torch.device
+) -> tuple[list[Cache], int]:
+    """One empty cache per branch, and the bytes of the buffers they share.
+
+    Args:
+        kind: `kv` or `hidden`. keeping: in which format, and where.
+        dtype: of the computed rows. device: where they are computed.
+    """
+    tokens, heads, dim = sizes.shard_tokens, sizes.shard_heads, sizes.head_dim
+    if kind == "kv":
+        space = Workspace(2, (tokens, heads, dim), dtype, device, keeping)
+        caches: list[Cache] = [
+            KVCache(sizes.layers, tokens, heads, dim, dtype, device, space=space) for _ in range(branches)
+        ]
+        return caches, space.nbytes
+    space = Workspace(1, (sizes.tokens, sizes.heads, dim), dtype, device, keeping)
+    ropes: list[Rope] = []
+    caches = [HiddenCache(sizes.layers, sizes.tokens, space=space, ropes=ropes) for _ in range(branches)]
+    return caches, space.nbytes + 2 * sizes.tokens * dim * 4

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from jano_dist.attention.distributed import Attend
-from jano_dist.cache.kv import Cache
+from jano_dist.cache import Cache
 from jano_dist.errors import UserError
 from jano_dist.mesh import Mesh
 from jano_dist.tokens.grid import Shape3

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from jano_dist.attention.distributed import Attend, attend_locally
 from jano_dist.attention.kernels import attention
-from jano_dist.cache.kv import Cache, LayerKV, NoCache
+from jano_dist.cache import Cache, LayerKV, NoCache, Rope
 from jano_dist.models.base import Branch, TextKV
 from jano_dist.tokens.grid import Shape3
 
@@ -50,10 +50,10 @@ class SelfAttention:
     ) -> Tensor:
         """[1, n, H*D] -> [1, n, H*D]. Writes to `self.kv`."""
         assert rotary_emb is not None
-        cos, sin = (table[0] for table in rotary_emb)  # [n, 1, D]
-        x = hidden_states[0]
-        q_nhd = rotate(_heads(attn.norm_q(attn.to_q(x)), attn.heads), cos, sin)
-        k_nhd = rotate(_heads(attn.norm_k(attn.to_k(x)), attn.heads), cos, sin)
+        x, rope = hidden_states[0], (rotary_emb[0][0], rotary_emb[1][0])  # [n, W], [n, 1, D] twice
+        q_nhd = rotate(_heads(attn.norm_q(attn.to_q(x)), attn.heads), rope)
+        x, rope = self.kv.inputs(x, rope)
+        k_nhd = rotate(_heads(attn.norm_k(attn.to_k(x)), attn.heads), rope)
         v_nhd = _heads(attn.to_v(x), attn.heads)
         return _output(attn, self.attend(q_nhd, k_nhd, v_nhd, self.kv))
 
@@ -167,11 +167,12 @@ class WanTransformer:
         return output.new_zeros(()).expand(1, self._call.tokens, output.shape[-1])
 
 
-def rotate(x_nhd: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotate(x_nhd: Tensor, rope: Rope) -> Tensor:
     """Rotary embedding on interleaved pairs: [n, H, D] with tables [n, 1, D] (each pair's angle twice).
 
     Su et al., "RoFormer" (2021), eq. 34.
     """
+    cos, sin = rope
     even, odd = x_nhd[..., 0::2], x_nhd[..., 1::2]
     c, s = cos[..., 0::2], sin[..., 1::2]
     return torch.stack((even * c - odd * s, even * s + odd * c), dim=-1).flatten(-2).type_as(x_nhd)
