@@ -22,15 +22,18 @@ MESHES = [
 ]
 every_mesh = pytest.mark.parametrize(("world", "degrees"), MESHES)
 DTYPES, WIDTHS = (torch.float32, torch.bfloat16, torch.int64), ((), (3,), (2, 5))
-DIMS = ("cfg", "kv", "ulysses")
+DIMS = ("cfg", "kv", "ulysses", "sequence")
 
 
 def line(rank, dim, *, cfg=1, kv=1, ulysses=1):
     """The ranks along a dimension through `rank`, from the formula of a rank's number."""
-    place = {"cfg": rank // (kv * ulysses), "kv": rank // ulysses % kv, "ulysses": rank % ulysses}
+    at = {"cfg": rank // (kv * ulysses), "kv": rank // ulysses % kv, "ulysses": rank % ulysses}
     degrees = {"cfg": cfg, "kv": kv, "ulysses": ulysses}
-    along = [{**place, dim: index} for index in range(degrees[dim])]
-    return [(at["cfg"] * kv + at["kv"]) * ulysses + at["ulysses"] for at in along]
+    along = {name: range(degrees[name]) if name == dim else [at[name]] for name in at}
+    if dim == "sequence":
+        along |= {"kv": range(kv), "ulysses": range(ulysses)}
+    places = itertools.product(along["cfg"], along["kv"], along["ulysses"])
+    return [(c * kv + k) * ulysses + u for c, k, u in places]
 
 
 def counts(world, seed):
@@ -82,6 +85,21 @@ def gather(degrees):
         mesh.take_traffic()
         results[dim, seed] = mesh.gather_rows(rows, lengths, dim), mesh.take_traffic().nbytes
     return results
+
+
+def in_flight(degrees):
+    """All begun before the first is waited for, and waited for in another order."""
+    mesh = Mesh(**degrees)
+    begun = {}
+    for dim, seed in itertools.product(DIMS, range(5)):
+        table, others = counts(mesh.world, seed), line(mesh.rank, dim, **degrees)
+        rows = torch.cat([package(mesh.rank, to, table[mesh.rank][to], torch.float32, (2,)) for to in others])
+        received = [table[other][mesh.rank] for other in others]
+        begun[dim, seed] = mesh.begin_all_to_all(rows, [table[mesh.rank][to] for to in others], received, dim)
+        lengths = [table[0][other] for other in others]
+        rows = package(mesh.rank, 0, table[0][mesh.rank], torch.float32, (2,))
+        begun[dim, seed, "gather"] = mesh.begin_gather(rows, lengths, dim)
+    return {case: begun[case].wait() for case in reversed(begun)}
 
 
 def words(degrees):
@@ -202,6 +220,17 @@ def test_gather_rows_against_plain_indexing(world, degrees):
 
 
 @every_mesh
+def test_several_on_their_way_at_a_time(world, degrees):
+    ranks = gang(world, in_flight, degrees)
+    for rank, (dim, seed) in itertools.product(range(world), itertools.product(DIMS, range(5))):
+        table, others = counts(world, seed), line(rank, dim, **degrees)
+        packages = [package(other, rank, table[other][rank], torch.float32, (2,)) for other in others]
+        assert torch.equal(ranks[rank][dim, seed], torch.cat(packages))
+        packages = [package(other, 0, table[0][other], torch.float32, (2,)) for other in others]
+        assert torch.equal(ranks[rank][dim, seed, "gather"], torch.cat(packages))
+
+
+@every_mesh
 def test_collectives_over_the_world(world, degrees):
     for rank, (results, coordinator, record, rest) in enumerate(gang(world, words, degrees)):
         assert coordinator == (rank == 0)
@@ -262,7 +291,10 @@ def test_a_rank_that_has_left(world, gone, collective):
         assert "\n" not in sentence
 
 
-@pytest.mark.parametrize(("dim", "collective"), [("ulysses", "all_to_all"), ("cfg", "gather_rows")])
+@pytest.mark.parametrize(
+    ("dim", "collective"),
+    [("ulysses", "all_to_all"), pytest.param("cfg", "gather_rows", marks=pytest.mark.slow)],
+)
 def test_a_rank_that_is_silent_for_longer_than_the_meshs_timeout(dim, collective):
     sentence, _ = gang(2, with_a_silent_rank, dim, collective, timeout=60, collective_timeout=600)
     assert sentence.startswith("contact with another rank was lost (")

@@ -1,4 +1,6 @@
-"""Self-attention over several ranks against plain softmax attention in one process, in float64."""
+"""Self-attention over several ranks, by heads (Ulysses) and by resident keys and values (kv), against plain
+softmax attention in one process, in float64.
+"""
 
 import math
 
@@ -79,92 +81,126 @@ class Plain:
 
 
 class Recorded(Mesh):
-    """Notes the bytes of every single exchange."""
+    """Notes the bytes of every single exchange, and along which dimension it was."""
 
-    def all_to_all(self, *args):
+    def begin_all_to_all(self, rows, sent, received, dim):
         self.take_traffic()
-        result = super().all_to_all(*args)
-        self.exchanges.append(self.take_traffic().nbytes)
-        return result
+        pending = super().begin_all_to_all(rows, sent, received, dim)
+        self.exchanges.append((dim, self.take_traffic().nbytes))
+        return pending
 
 
-def exchange_bytes(rank, counts, heads):
-    """q, k and v of the own rows to the others, then the others' rows of the own heads back."""
-    ranks, own = len(counts), counts[rank]
-    row = heads // ranks * HEAD_DIM * 4
-    return [3 * own * (ranks - 1) * row, (sum(counts) - own) * row]
+def exchange_bytes(mesh, counts, heads):
+    """What this rank sends along each dimension that has more than one rank, and in how many exchanges.
+
+    Ulysses: q, k and v of the own rows to the others of the shard; then their rows of the own heads back.
+    Resident: the shard's queries of the own heads to the other shards; then their rows' outputs of the
+    own heads back, each with one float32 logarithm.
+    """
+    shards, ranks = mesh.size("kv"), mesh.size("ulysses")
+    by_shard = [counts[shard * ranks : (shard + 1) * ranks] for shard in range(shards)]
+    own_shard, own_heads = by_shard[mesh.index("kv")], heads // ranks
+    own, shard, everyone = own_shard[mesh.index("ulysses")], sum(own_shard), sum(counts)
+    row = own_heads * HEAD_DIM * 4
+    expected = {}
+    if ranks > 1:
+        expected["ulysses"] = [3 * own * (ranks - 1) * row, (shard - own) * row]
+    if shards > 1:
+        expected["kv"] = [shard * (shards - 1) * row, (everyone - shard) * (row + own_heads * 4)]
+    return expected
 
 
-def walk(mesh, levels, seed, heads=HEADS):
-    """The whole walk for one map: the largest difference of the own rows, and every step's facts."""
+def walk(mesh, levels, seed, heads=HEADS, chunk_rows=4096):
+    """The whole walk for one map: the largest difference of the own rows, and how many there were."""
     generator = torch.Generator().manual_seed(1000 + seed)
-    ranks, tokens = mesh.size("ulysses"), len(levels)
+    shards, ranks = mesh.size("kv"), mesh.size("ulysses")
     plan, plain = TokenPlan.from_levels(levels), Plain(levels)
-    cache = KVCache(1, tokens, heads // ranks, HEAD_DIM, torch.float32, torch.device("cpu"))
+    kept_here = sum(place % (shards * ranks) // ranks == mesh.index("kv") for place in range(len(levels)))
+    cache = KVCache(1, kept_here, heads // ranks, HEAD_DIM, torch.float32, torch.device("cpu"))
     worst, own_counts = 0.0, []
     for kind in WALK:
-        qkv = [torch.randn(tokens, heads, HEAD_DIM, generator=generator) for _ in range(3)]
+        qkv = [torch.randn(len(levels), heads, HEAD_DIM, generator=generator) for _ in range(3)]
         wanted = plain.step(kind, *qkv)
-        deal = plan.deal(StepKind(kind), ranks)
-        own = deal.own(mesh.index("ulysses"))
+        deal = plan.deal(StepKind(kind), shards * ranks, shards)
+        own = deal.own(mesh.index("sequence"))
         (layer,) = (NoCache(1) if kind == "full" else cache).layers
         mesh.exchanges = []
         rows = [x[own] for x in qkv]
-        kept = [x.clone() for x in rows]
-        output = SequenceAttention(mesh, deal.counts, deal.counts, deal.moves[0])(*rows, layer)
+        before = [x.clone() for x in rows]
+        moves = deal.moves[mesh.index("kv")]
+        attend = SequenceAttention(mesh, deal.counts, deal.counts, moves, chunk_rows)
+        output = attend(*rows, layer)
         assert output.shape == (len(own), heads, HEAD_DIM)
-        assert all(torch.equal(x, before) for x, before in zip(rows, kept, strict=True))
+        assert all(torch.equal(x, same) for x, same in zip(rows, before, strict=True))
         if len(own):
             worst = max(worst, float((output - wanted[own]).abs().max()))
-        if ranks > 1:
-            assert mesh.exchanges == exchange_bytes(mesh.index("ulysses"), deal.counts, heads)
+        expected = exchange_bytes(mesh, deal.counts, heads)
+        for dim, nbytes in expected.items():
+            sent = [one for name, one in mesh.exchanges if name == dim]
+            chunks = max(1, math.ceil(sum(deal.counts) / chunk_rows)) if dim == "kv" else 1
+            assert len(sent) == 2 * chunks
+            assert [sum(sent[:chunks]), sum(sent[chunks:])] == nbytes
+        assert {dim for dim, nbytes in mesh.exchanges if nbytes} <= set(expected)
         own_counts.append(len(own))
     return worst, own_counts
 
 
-def walks(degrees, levels_and_seeds):
+def walks(degrees, levels_and_seeds, heads, chunk_rows):
     mesh = Recorded(**degrees)
-    return [walk(mesh, levels, seed) for levels, seed in levels_and_seeds]
+    return [walk(mesh, levels, seed, heads, chunk_rows) for levels, seed in levels_and_seeds]
 
 
-def wide_walk(heads):
-    mesh = Recorded(ulysses=heads)
-    return walk(mesh, random_case(5), 5, heads)
-
-
-def run(degrees, cases):
-    """Every rank's results; checks on the way that the ranks together compute what the kind says."""
-    world = math.prod(degrees.values())
-    ranks = gang(world, walks, degrees, cases)
-    sequence = degrees["ulysses"]
+def largest_difference(degrees, cases, heads=HEADS, chunk_rows=4096):
+    """Of all rows, cases and ranks; on the way, that the ranks of a branch compute what the kind says."""
+    results = gang(math.prod(degrees.values()), walks, degrees, cases, heads, chunk_rows)
+    sequence = degrees.get("kv", 1) * degrees.get("ulysses", 1)
     for case, (levels, _) in enumerate(cases):
         for step, kind in enumerate(WALK):
-            computed = [rank[case][1][step] for rank in ranks[:sequence]]
+            computed = [rank[case][1][step] for rank in results[:sequence]]
             assert sum(computed) == int((levels >= LOWEST[kind]).sum())
             assert max(computed) - min(computed) <= 1
-    return max(difference for rank in ranks for difference, _ in rank)
+    return max(difference for rank in results for difference, _ in rank)
+
+
+def random_cases(seeds):
+    return [(random_case(seed), seed) for seed in seeds]
+
+
+def edge_cases():
+    return [(edge_case(*sizes), seed) for seed, sizes in enumerate(EDGES.values())]
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4, 6])
 def test_random_maps(ranks):
-    cases = [(random_case(seed), seed) for seed in range(25)]
-    assert run({"ulysses": ranks}, cases) <= TOLERANCE
+    assert largest_difference({"ulysses": ranks}, random_cases(range(25))) <= TOLERANCE
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 4, 6])
 def test_maps_on_the_edge(ranks):
-    cases = [(edge_case(*sizes), seed) for seed, sizes in enumerate(EDGES.values())]
-    assert run({"ulysses": ranks}, cases) <= TOLERANCE
+    assert largest_difference({"ulysses": ranks}, edge_cases()) <= TOLERANCE
 
 
-def test_inside_a_branch():
-    """cfg 2 x ulysses 2: each half of the mesh is a sequence of its own."""
-    cases = [(random_case(seed), seed) for seed in range(30, 40)]
-    assert run({"cfg": 2, "ulysses": 2}, cases) <= TOLERANCE
+@pytest.mark.parametrize(("shards", "ranks"), [(2, 1), (3, 1), (2, 2), (5, 1), (2, 3), (3, 2)])
+def test_resident_keys_and_values(shards, ranks):
+    """Two shards and more, also of ranks that do not divide the heads, also of no token at all."""
+    cases = [*random_cases(range(50, 60)), *edge_cases()]
+    assert largest_difference({"kv": shards, "ulysses": ranks}, cases) <= TOLERANCE
+
+
+@pytest.mark.parametrize("chunk_rows", [1, 7, 16])
+def test_queries_in_chunks(chunk_rows):
+    cases = [*random_cases(range(60, 63)), *edge_cases()]
+    assert largest_difference({"kv": 2, "ulysses": 2}, cases, chunk_rows=chunk_rows) <= TOLERANCE
+
+
+@pytest.mark.parametrize("degrees", [{"cfg": 2, "ulysses": 2}, {"cfg": 2, "kv": 2}])
+def test_inside_a_branch(degrees):
+    """Each half of the mesh is a sequence of its own."""
+    assert largest_difference(degrees, random_cases(range(30, 40))) <= TOLERANCE
 
 
 def test_one_head_per_rank():
-    assert max(difference for difference, _ in gang(6, wide_walk, 6)) <= TOLERANCE
+    assert largest_difference({"ulysses": 6}, random_cases([5]), heads=6) <= TOLERANCE
 
 
 def test_the_reference_by_hand():

@@ -120,19 +120,29 @@ def test_shares_sum_to_one(levels):
 NESTED = (StepKind.ACTIVE, StepKind.MODERATE, StepKind.REFRESH)
 LOWEST = {StepKind.FULL: 1, StepKind.REFRESH: 1, StepKind.MODERATE: 2, StepKind.ACTIVE: 3}
 # Down to no token at all, so that buckets are empty and ranks outnumber tokens.
-dealt = given(st.lists(st.integers(1, 3), max_size=40), st.integers(1, 9))
+maps_to_deal = st.lists(st.integers(1, 3), max_size=40)
+dealt = given(maps_to_deal, st.integers(1, 9))
+sharded = given(maps_to_deal, st.integers(1, 4), st.integers(1, 4))  # so many shards of so many ranks
 
 
 def own_rows(deal):
     return [deal.own(rank).tolist() for rank in range(len(deal.counts))]
 
 
-def write(buffer, deal):
-    """Put each row's token where `moves` says; nothing may be written twice."""
-    rows, places = deal.rows.tolist(), []
-    for source, target, length in deal.moves[0]:
+def shard_rows(deal, shard, size):
+    """The tokens of a shard's ranks, as they lie after a gather inside it."""
+    return list(itertools.chain(*own_rows(deal)[shard * size : (shard + 1) * size]))
+
+
+def write(buffer, rows, moves):
+    """Put each row's token where `moves` says; nothing may be read or written twice."""
+    sources, places = [], []
+    for source, target, length in moves:
+        assert length > 0
         buffer[target : target + length] = rows[source : source + length]
+        sources += range(source, source + length)
         places += range(target, target + length)
+    assert sorted(sources) == list(range(len(rows)))
     assert len(places) == len(set(places))
     return places
 
@@ -146,9 +156,22 @@ def test_a_deal_by_hand():
     assert own_rows(refresh) == [[1, 6, 5, 4], [3, 2, 0]]
     assert refresh.rows.tolist() == [1, 6, 5, 4, 3, 2, 0]
     # In the buffers, bucket by bucket: 1 6 3 | 5 2 | 4 0.
-    assert active.moves[0] == ((0, 0, 3),)
-    assert moderate.moves[0] == ((0, 0, 2), (2, 3, 1), (3, 2, 1), (4, 4, 1))
-    assert refresh.moves[0] == ((0, 0, 2), (2, 3, 1), (3, 5, 1), (4, 2, 1), (5, 4, 1), (6, 6, 1))
+    assert active.moves == (((0, 0, 3),),)
+    assert moderate.moves == (((0, 0, 2), (2, 3, 1), (3, 2, 1), (4, 4, 1)),)
+    assert refresh.moves == (((0, 0, 2), (2, 3, 1), (3, 5, 1), (4, 2, 1), (5, 4, 1), (6, 6, 1)),)
+
+
+def test_a_deal_over_shards_by_hand():
+    """The same on two shards of one rank: each keeps its own tokens as they come."""
+    plan = plan_of([1, 3, 2, 3, 1, 2, 3])
+    for kind in NESTED:
+        assert own_rows(plan.deal(kind, 2, 2)) == own_rows(plan.deal(kind, 2))
+    assert plan.deal(StepKind.ACTIVE, 2, 2).moves == (((0, 0, 2),), ((0, 0, 1),))
+    assert plan.deal(StepKind.REFRESH, 2, 2).moves == (((0, 0, 4),), ((0, 0, 3),))
+    # Two shards of two ranks: positions 0, 4 | 1, 5 and 2, 6 | 3, in the buffers 1 3 | 5 0 and 6 2 | 4.
+    refresh = plan.deal(StepKind.REFRESH, 4, 2)
+    assert own_rows(refresh) == [[1, 5], [3, 0], [6, 4], [2]]
+    assert refresh.moves == (((0, 0, 1), (1, 2, 1), (2, 1, 1), (3, 3, 1)), ((0, 0, 1), (1, 2, 1), (2, 1, 1)))
 
 
 def test_one_rank_computes_the_plan_as_it_is():
@@ -156,7 +179,7 @@ def test_one_rank_computes_the_plan_as_it_is():
     for kind in StepKind:
         deal = plan.deal(kind, 1)
         assert deal.rows.tolist() == deal.own(0).tolist() == plan.rows(kind).tolist()
-        assert deal.moves[0] == ((0, 0, plan.count(kind)),)
+        assert deal.moves == (((0, 0, plan.count(kind)),),)
 
 
 @dealt
@@ -191,33 +214,38 @@ def test_a_rank_computes_a_prefix_of_what_it_computes_in_a_larger_step(levels, r
     assert own_rows(plan.deal(StepKind.FULL, ranks)) == by_kind[-1]
 
 
-@dealt
-def test_a_token_lies_in_the_same_place_whatever_the_step(levels, ranks):
-    plan, buffer = plan_of(levels), [None] * len(levels)
-    assert sorted(write(buffer, plan.deal(StepKind.REFRESH, ranks))) == list(range(len(levels)))
-    assert [levels[token] for token in buffer] == sorted(levels, reverse=True)
-    for kind in (StepKind.ACTIVE, StepKind.MODERATE, StepKind.REFRESH, StepKind.FULL):
-        before, deal = list(buffer), plan.deal(kind, ranks)
-        places = write(buffer, deal)
-        assert buffer == before
-        assert sorted(places) == list(range(plan.count(kind)))  # what a step writes is a prefix
-        assert sum(length for _, _, length in deal.moves[0]) == plan.count(kind)
-
-
-@dealt
-def test_what_an_active_step_sends_is_kept_in_one_piece(levels, ranks):
+@sharded
+def test_a_token_lies_in_the_same_place_whatever_the_step(levels, shards, size):
     plan = plan_of(levels)
-    active = plan.count(StepKind.ACTIVE)
-    assert plan.deal(StepKind.ACTIVE, ranks).moves[0] == (((0, 0, active),) if active else ())
+    for shard in range(shards):
+        deals = {kind: plan.deal(kind, shards * size, shards) for kind in StepKind}
+        rows = {kind: shard_rows(deal, shard, size) for kind, deal in deals.items()}
+        buffer = [None] * len(rows[StepKind.REFRESH])
+        write(buffer, rows[StepKind.REFRESH], deals[StepKind.REFRESH].moves[shard])
+        kept = [levels[token] for token in buffer]
+        assert kept == sorted(kept, reverse=True)
+        for kind in (StepKind.ACTIVE, StepKind.MODERATE, StepKind.REFRESH, StepKind.FULL):
+            before = list(buffer)
+            places = write(buffer, rows[kind], deals[kind].moves[shard])
+            assert buffer == before
+            assert sorted(places) == list(range(len(rows[kind])))  # what a step writes is a prefix
 
 
-@dealt
-def test_moves_are_few_and_none_is_empty(levels, ranks):
+@sharded
+def test_what_an_active_step_sends_is_kept_in_one_piece(levels, shards, size):
+    deal = plan_of(levels).deal(StepKind.ACTIVE, shards * size, shards)
+    for shard, moves in enumerate(deal.moves):
+        active = len(shard_rows(deal, shard, size))
+        assert moves == (((0, 0, active),) if active else ())
+
+
+@sharded
+def test_moves_are_few(levels, shards, size):
     """At most one per bucket and rank: a copy each, per layer and step."""
     for kind, floor in LOWEST.items():
-        moves = plan_of(levels).deal(kind, ranks).moves[0]
-        assert all(length > 0 for _, _, length in moves)
-        assert len(moves) <= ranks * (4 - floor)
+        moves = plan_of(levels).deal(kind, shards * size, shards).moves
+        assert len(moves) == shards
+        assert max(map(len, moves)) <= size * (4 - floor)
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 5, 9])
