@@ -14,7 +14,7 @@ export OMP_NUM_THREADS ?= 1
 	@touch $@
 
 demo: .venv/.ready
-	$(BIN)/jano-dist generate "a red ball moves left over a navy striped background" --seed 1 --out out/demo
+	$(BIN)/jano-dist generate "a red ball moves left over a navy striped background" --nproc 2 --seed 1 --out out/demo
 
 test: check
 	$(BIN)/pytest
