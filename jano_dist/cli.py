@@ -209,6 +209,45 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
         show(facts, Console())
 
 
+@app.command()
+def plan(
+    config: Annotated[str, typer.Option(help=f"One of {', '.join(config_names())}, or a .yaml file.")],
+    gpus: Annotated[int, typer.Option(help="Ranks, one per GPU.", min=1)],
+    gpu_memory: Annotated[float, typer.Option(help="Of one GPU, in GiB, as nvidia-smi shows it.")],
+    gpus_per_node: Annotated[int | None, typer.Option(help="8, or all, if left out.", min=1)] = None,
+    policy: Annotated[str | None, typer.Option(help="jano or full.")] = None,
+    preset: Annotated[str | None, typer.Option(help="conservative, balanced or fast.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value, any config key; repeatable.")
+    ] = None,
+    active: Annotated[float, typer.Option(help="Share of the tokens that is active.")] = 0.25,
+    moderate: Annotated[float, typer.Option(help="Share of the tokens that is moderate.")] = 0.2,
+    cfg: Annotated[int | None, typer.Option(help="2: one guidance branch per half of the ranks.")] = None,
+    kv: Annotated[int | None, typer.Option(help="Shards of a branch's keys and values.")] = None,
+    ulysses: Annotated[int | None, typer.Option(help="Ranks that share a branch's heads.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what a run would need on GPUs that need not be here: memory, FLOPs and communication."""
+    degrees = {"mesh.cfg": cfg, "mesh.kv": kv, "mesh.ulysses": ulysses}
+    overrides = [f"{key}={degree}" for key, degree in degrees.items() if degree is not None]
+    settings = load_config(config, preset=preset, policy=policy, overrides=[*(set_ or []), *overrides])
+    _quiet_libraries()  # before they are imported
+    from jano_dist.account.table import make_plan, show_plan
+
+    found = make_plan(
+        settings,
+        gpus=gpus,
+        gpus_per_node=gpus_per_node,
+        gpu_memory=gpu_memory,
+        active=active,
+        moderate=moderate,
+    )
+    if as_json:
+        print(json.dumps(found))
+    else:
+        show_plan(found, Console(highlight=False))
+
+
 class _Bar:
     """Observer: a progress bar on a terminal, a line now and then in a log."""
 

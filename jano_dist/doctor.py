@@ -70,7 +70,7 @@ def inspect_machine() -> dict[str, Any]:
         "xfuser": _package("xfuser"),
         "ray": _package("ray"),
         "distvae": _package("distvae"),
-        "memory": _memory(),
+        "memory": host_memory(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "disk_free_bytes": _disk_free(),
     }
@@ -150,7 +150,7 @@ def _reason(problem: BaseException) -> str:
     return f"{type(problem).__name__}: {first}"
 
 
-def _memory() -> dict[str, int | None]:
+def host_memory() -> dict[str, int | None]:
     """Host memory, and no more than the container's limit where there is one."""
     total, free = _system_memory()
     for limit_file, used_file in (

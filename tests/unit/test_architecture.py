@@ -28,11 +28,12 @@ ALLOWED = {
     "cache": {"tokens"},
     "attention": {"mesh", "cache"},
     "models": {"attention", "tokens", "mesh", "cache"},
+    "account": {"config", "doctor", "mesh", "models", "sampling", "tokens"},
     "launchers": {"gang"},
     "sampling": {"mesh"},
     "engine": {
         "config", "runtime", "mesh", "tokens", "policies", "cache", "attention", "models", "sampling",
-        "observe",
+        "observe", "account",
     },
     "run_folder": {"engine", "report", "video"},
     "__init__": {"config", "engine"},

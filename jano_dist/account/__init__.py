@@ -1,0 +1,20 @@
+"""What a run needs, before anything is allocated: memory, FLOPs and communication, from shapes alone."""
+
+from jano_dist.account.fit import Room, cheapest, check_fit, complaint
+from jano_dist.account.memory import Memory, cache_bytes, memory_of, working_bytes
+from jano_dist.account.work import Sent, StepWork, step_work, steps_of
+
+__all__ = [
+    "Memory",
+    "Room",
+    "Sent",
+    "StepWork",
+    "cache_bytes",
+    "cheapest",
+    "check_fit",
+    "complaint",
+    "memory_of",
+    "step_work",
+    "steps_of",
+    "working_bytes",
+]

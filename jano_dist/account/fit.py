@@ -1,0 +1,204 @@
+"""Does it fit, and if not: the cheapest change that makes it fit."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import combinations
+
+import torch
+
+from jano_dist.account.memory import Memory, caches_anything, memory_of
+from jano_dist.config import Config, FullPolicyConfig
+from jano_dist.doctor import host_memory
+from jano_dist.errors import UserError
+from jano_dist.mesh import Degrees, choose_degrees
+from jano_dist.models.sizes import ModelSizes, read_sizes
+from jano_dist.sampling.guidance import guidance_on
+
+GIB = 2**30
+
+# What is left alone: fragments between allocations, the libraries' own buffers, and our estimates' error.
+HEADROOM = 0.05
+
+_MOST_RANKS = 64  # further than this nobody is sent
+
+# Config keys that save memory, in the order of what they cost in time or quality.
+_SAVINGS = (
+    ("cache.dtype", "fp8"),
+    ("cache.kind", "hidden"),
+    ("cache.device", "cpu"),
+    ("model.weights", "fsdp"),
+    ("model.weights", "group_offload"),
+    ("model.vae_tiling", True),
+)
+_CACHE_KEYS = {"cache.dtype", "cache.kind", "cache.device"}
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a rank may use, in bytes.
+
+    Attributes:
+        accelerator: free on the device, before headroom.
+        host: free in host memory for this rank; None where that is not known. Where the device is the
+            host (`shared`) it is the same memory.
+    """
+
+    accelerator: int
+    host: int | None = None
+    shared: bool = False
+
+    @property
+    def usable(self) -> int:
+        """Bytes on the accelerator less headroom."""
+        return int(self.accelerator * (1 - HEADROOM))
+
+    def needed(self, memory: Memory) -> int:
+        """What of `memory` has to fit into `usable`."""
+        return memory.peak + (memory.host_bytes if self.shared else 0)
+
+    def holds(self, memory: Memory) -> bool:
+        """Whether it fits, on the accelerator and in host memory."""
+        host = self.shared or self.host is None or memory.host_bytes <= self.host * (1 - HEADROOM)
+        return self.needed(memory) <= self.usable and host
+
+
+def mesh_for(
+    sizes: ModelSizes, config: Config, *, world: int, local_world: int, asked: bool = True
+) -> Degrees:
+    """The mesh that the engine would choose; `asked`: with the degrees that the config fixes."""
+    return choose_degrees(
+        config.mesh if asked else type(config.mesh)(),
+        world=world,
+        local_world=local_world,
+        heads=sizes.geometry.heads,
+        guided=guidance_on(config.sampling.guidance),
+        hidden=config.cache.kind == "hidden",
+    )
+
+
+def cheapest(
+    sizes: ModelSizes, config: Config, room: Room, *, world: int, local_world: int
+) -> tuple[str, Memory] | None:
+    """The options of the first setting that fits, cheapest first, and what it needs; None: nothing does.
+
+    First one change, then two, ...; then more ranks, a power of two as many; then no cache at all.
+    """
+    for changes in _changes(config, world):
+        changed = _with(config, changes)
+        memory = memory_of(sizes, changed, mesh_for(sizes, changed, world=world, local_world=local_world))
+        if room.holds(memory):
+            return " ".join(f"--set {key}={_yaml(value)}" for key, value in changes), memory
+    ranks = 2 * world
+    while ranks <= _MOST_RANKS:
+        degrees = mesh_for(sizes, config, world=ranks, local_world=min(ranks, local_world), asked=False)
+        memory = memory_of(sizes, config, degrees)
+        if room.holds(memory):
+            return f"{ranks} ranks", memory
+        ranks *= 2
+    if caches_anything(config):
+        full = config.model_copy(update={"policy": FullPolicyConfig()})
+        memory = memory_of(sizes, full, mesh_for(sizes, full, world=world, local_world=local_world))
+        if room.holds(memory):
+            return "--policy full", memory
+    return None
+
+
+def complaint(
+    sizes: ModelSizes, config: Config, degrees: Degrees, room: Room, *, local_world: int
+) -> str | None:
+    """One sentence on why it does not fit and what would; None when it fits."""
+    memory = memory_of(sizes, config, degrees)
+    if room.holds(memory):
+        return None
+    world = degrees.cfg * degrees.kv * degrees.ulysses
+    found = cheapest(sizes, config, room, world=world, local_world=local_world)
+    remedy = "use a smaller video or model, or a larger device"
+    if found:
+        option, cheaper = found
+        verb = "start" if option.endswith("ranks") else "use"
+        remedy = f"{verb} {option} ({gib(room.needed(cheaper))} per rank)"
+    return f"{_shortage(memory, room)}: {remedy}"
+
+
+def check_fit(config: Config, degrees: Degrees, device: torch.device, *, local_world: int = 1) -> None:
+    """Refuse what cannot fit, before anything is loaded. Each rank checks its own device.
+
+    Args:
+        degrees: of the mesh. device: this rank's.
+        local_world: ranks on this machine, which share its host memory.
+
+    Raises:
+        UserError: it does not fit; the sentence names the cheapest setting that does.
+    """
+    sizes, room = read_sizes(config.model.name), room_on(device, local_world)
+    problem = complaint(sizes, config, degrees, room, local_world=local_world) if room else None
+    if problem:
+        raise UserError(problem)
+
+
+def room_on(device: torch.device, local_world: int) -> Room | None:
+    """What is free for one rank now; None where this machine does not say."""
+    free = host_memory()["free_bytes"]
+    host = None if free is None else free // local_world
+    if device.type == "cuda":
+        return Room(torch.cuda.mem_get_info(device)[0], host)
+    return None if host is None else Room(host, host, shared=True)
+
+
+def gib(size: float) -> str:
+    """Bytes in GiB, as nvidia-smi counts them."""
+    return f"{size / GIB:.1f} GiB" if size >= GIB / 10 else f"{size / 2**20:.1f} MiB"
+
+
+def _shortage(memory: Memory, room: Room) -> str:
+    """What is needed, its largest parts, and what there is."""
+    if room.needed(memory) <= room.usable:
+        assert room.host is not None
+        return (
+            f"a rank needs about {gib(memory.host_bytes)} of host memory but {gib(room.host)} are free "
+            f"for it ({HEADROOM:.0%} of which are kept as headroom)"
+        )
+    phase = max(memory.phases, key=lambda name: memory.phases[name])
+    parts = {name: size for name, size in (memory.resident | memory.host).items() if size}
+    if phase == "encode":
+        parts = memory.encode
+    else:
+        parts["activations" if phase == "denoise" else "decoding"] = sum(getattr(memory, phase).values())
+    largest = sorted(parts, key=lambda name: -parts[name])[:3]
+    named = ", ".join(f"{name} {gib(parts[name])}" for name in largest)
+    return (
+        f"a rank needs about {gib(room.needed(memory))} to {phase} ({named}) but {gib(room.accelerator)} are "
+        f"free for it ({HEADROOM:.0%} of which are kept as headroom)"
+    )
+
+
+def _changes(config: Config, world: int) -> Iterator[tuple[tuple[str, object], ...]]:
+    """Sets of changes that make sense, one change at a time first, cheapest first."""
+    useful = [
+        (key, value)
+        for key, value in _SAVINGS
+        if _get(config, key) != value
+        and (key not in _CACHE_KEYS or caches_anything(config))
+        and (value != "fsdp" or world > 1)
+    ]
+    for count in range(1, len(useful) + 1):
+        for changes in combinations(useful, count):
+            if len(dict(changes)) == count:  # not two values of one key
+                yield changes
+
+
+def _get(config: Config, key: str) -> object:
+    section, name = key.split(".")
+    return getattr(getattr(config, section), name)
+
+
+def _with(config: Config, changes: tuple[tuple[str, object], ...]) -> Config:
+    for key, value in changes:
+        section, name = key.split(".")
+        changed = getattr(config, section).model_copy(update={name: value})
+        config = config.model_copy(update={section: changed})
+    return config
+
+
+def _yaml(value: object) -> str:
+    return str(value).lower()

@@ -1,0 +1,268 @@
+"""Bytes that a rank needs, part by part, from shapes alone. The caches are exact, activations estimated.
+
+The rank accounted for is the one that needs most: rank 0, which encodes the text and has the one token
+more where the tokens do not divide.
+
+Shapes: N tokens, S = kv x ulysses ranks that share them; N_s tokens of this rank's shard, N_r its own;
+L layers, H heads, h = H / ulysses, D head dimension, W = H x D, F of the FFN, P values per output row;
+e bytes per element.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from jano_dist.config import CacheConfig, Config
+from jano_dist.mesh import Degrees
+from jano_dist.models.base import Geometry
+from jano_dist.models.sizes import ModelSizes
+from jano_dist.sampling.guidance import guidance_on
+
+_SCALE = 4  # bytes of the float32 scale of an 8-bit row
+_TILE, _TILE_STRIDE = 256, 192  # pixels; what diffusers' tiled decoding uses
+
+Parts = dict[str, int]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of the rank that needs most.
+
+    Attributes:
+        resident: on the accelerator from the first step to the end, by part.
+        denoise: on top of them at the peak of a full step.
+        decode: on top of them at the peak of decoding.
+        encode: while the text is encoded, when there are weights, but no caches yet.
+        host: in host memory for as long as the generation takes.
+    """
+
+    resident: Parts
+    denoise: Parts
+    decode: Parts
+    encode: Parts
+    host: Parts
+
+    @property
+    def phases(self) -> Parts:
+        """Peak on the accelerator in each phase."""
+        resident = sum(self.resident.values())
+        return {
+            "encode": sum(self.encode.values()),
+            "denoise": resident + sum(self.denoise.values()),
+            "decode": resident + sum(self.decode.values()),
+        }
+
+    @property
+    def peak(self) -> int:
+        """The largest of the phases."""
+        return max(self.phases.values())
+
+    @property
+    def host_bytes(self) -> int:
+        """All of `host`."""
+        return sum(self.host.values())
+
+
+def token_count(geometry: Geometry, config: Config) -> int:
+    """N, tokens of the config's video."""
+    video = config.video
+    latent = geometry.latent_shape(video.frames, video.height, video.width)
+    return math.prod(size // edge for size, edge in zip(latent, geometry.patch, strict=True))
+
+
+def branches_on_rank(config: Config, degrees: Degrees) -> int:
+    """How many branches a rank runs."""
+    return 2 if guidance_on(config.sampling.guidance) and degrees.cfg == 1 else 1
+
+
+def model_elements(sizes: ModelSizes, config: Config) -> tuple[int, int]:
+    """Bytes per element of transformer (and its activations) and of the text encoder."""
+    if config.model.dtype == "auto":
+        return sizes.stored_elements
+    element = getattr(torch, config.model.dtype).itemsize
+    return element, element
+
+
+def own_rows(rows: int, degrees: Degrees, rank: int = 0) -> int:
+    """How many of the first `rows` tokens of the plan a rank has; position p is rank p % S."""
+    ranks = degrees.kv * degrees.ulysses
+    return max(0, -(-(rows - rank % ranks) // ranks))
+
+
+def shard_rows(rows: int, degrees: Degrees, rank: int = 0) -> int:
+    """How many of them the ranks of its Ulysses group have together."""
+    sequence = rank % (degrees.kv * degrees.ulysses)
+    first = sequence - sequence % degrees.ulysses
+    return sum(own_rows(rows, degrees, first + index) for index in range(degrees.ulysses))
+
+
+def _kept(
+    geometry: Geometry, tokens: int, degrees: Degrees, cache: CacheConfig, rank: int
+) -> tuple[int, int]:
+    """Elements and (row, head) pairs that one layer of a branch keeps."""
+    if cache.kind == "hidden":
+        rows = own_rows(tokens, degrees, rank) * geometry.heads
+    else:
+        rows = 2 * shard_rows(tokens, degrees, rank) * geometry.heads // degrees.ulysses
+    return rows * geometry.head_dim, rows
+
+
+def cache_bytes(
+    geometry: Geometry, tokens: int, degrees: Degrees, cache: CacheConfig, element: int, rank: int = 0
+) -> int:
+    """Bytes that one branch's cache keeps on a rank.
+
+    kv: 2 L N_s h D e, hidden: L N_r W e; in 8 bits D + 4 bytes for every row and head instead of D e.
+    """
+    return geometry.layers * _layer_bytes(geometry, tokens, degrees, cache, element, rank)
+
+
+def _layer_bytes(
+    geometry: Geometry, tokens: int, degrees: Degrees, cache: CacheConfig, element: int, rank: int
+) -> int:
+    elements, rows = _kept(geometry, tokens, degrees, cache, rank)
+    return elements + rows * _SCALE if cache.dtype == "fp8" else elements * element
+
+
+def working_bytes(
+    geometry: Geometry, tokens: int, degrees: Degrees, cache: CacheConfig, element: int, rank: int = 0
+) -> int:
+    """Bytes of the buffers on the accelerator in which all layers of all branches take turns.
+
+    8 bits: one layer in the native dtype. Host memory: two layers as they are kept, one in use and one
+    arriving. hidden: rotary tables, float32, 2 N_r D.
+    """
+    elements, _ = _kept(geometry, tokens, degrees, cache, rank)
+    total = elements * element if cache.dtype == "fp8" else 0
+    if cache.device == "cpu":
+        total += 2 * _layer_bytes(geometry, tokens, degrees, cache, element, rank)
+    if cache.kind == "hidden":
+        total += 2 * own_rows(tokens, degrees, rank) * geometry.head_dim * 4
+    return total
+
+
+def caches_anything(config: Config) -> bool:
+    """Whether any step leaves something behind: not where every step computes every token."""
+    policy = config.policy
+    return policy.name == "jano" and policy.warmup < config.sampling.steps
+
+
+def text_bytes(geometry: Geometry, text_tokens: int, element: int) -> int:
+    """Cross-attention K/V of one branch, whole on every rank (2 L text W e), and the embeddings."""
+    return text_tokens * element * (2 * geometry.layers * geometry.width + geometry.text_dim)
+
+
+def memory_of(sizes: ModelSizes, config: Config, degrees: Degrees) -> Memory:
+    """What the rank that needs most needs, for this config on this mesh."""
+    geometry, cache = sizes.geometry, config.cache
+    element, text_element = model_elements(sizes, config)
+    tokens, branches = token_count(geometry, config), branches_on_rank(config, degrees)
+    vae = sizes.vae * _vae_element(config)
+    here, offloaded = _weights(sizes, config, math.prod(degrees), element)
+    kept = working = 0
+    if caches_anything(config):
+        kept = branches * cache_bytes(geometry, tokens, degrees, cache, element)
+        working = working_bytes(geometry, tokens, degrees, cache, element)
+    in_host = cache.device == "cpu"
+    resident = {
+        "transformer": here,
+        "VAE": vae,
+        "text K/V": branches * text_bytes(geometry, config.model.max_sequence_length, element),
+        "cache": 0 if in_host else kept,
+        "working buffers": working,
+        "latents": _latents(geometry, tokens, element),
+    }
+    host = {"transformer": offloaded, "cache": kept if in_host else 0}
+    return Memory(
+        resident=resident,
+        denoise=_activations(geometry, tokens, degrees, cache, element, caches=bool(kept)),
+        decode=_decoding(sizes, config, math.prod(degrees)),
+        encode={"transformer": here, "VAE": vae, "text encoder": sizes.text_encoder * text_element},
+        host={name: size for name, size in host.items() if size},
+    )
+
+
+def _vae_element(config: Config) -> int:
+    return int(getattr(torch, config.model.vae_dtype).itemsize)
+
+
+def _weights(sizes: ModelSizes, config: Config, world: int, element: int) -> tuple[int, int]:
+    """Bytes of the transformer on the accelerator and in host memory.
+
+    fsdp: a rank's share, and two layers gathered: one in use, the next arriving. group_offload: two
+    layers and what is outside of the layers, with all of it in host memory.
+    """
+    whole, layer = sizes.transformer.nbytes(element), sizes.layer.nbytes(element)
+    if config.model.weights == "fsdp" and world > 1:
+        return -(-whole // world) + 2 * layer, 0
+    if config.model.weights == "group_offload":
+        return whole - (sizes.geometry.layers - 2) * layer, whole
+    return whole, 0
+
+
+def _latents(geometry: Geometry, tokens: int, element: int) -> int:
+    """Whole on every rank: the latent, its noise, UniPC's history of two and the step's temporaries, 8 in
+    float32; and 4 sets of output rows: those kept, one per branch, the guided ones."""
+    latent = tokens * geometry.channels * math.prod(geometry.patch)
+    return 8 * latent * 4 + 4 * tokens * geometry.row_width * element
+
+
+def _activations(
+    geometry: Geometry, tokens: int, degrees: Degrees, cache: CacheConfig, element: int, *, caches: bool
+) -> Parts:
+    """The peak of one forward of a full step, estimated: what is alive at once in its largest moment.
+
+    A layer peaks either in attention or in the FFN; only the larger one counts. The block's input and the
+    float32 temporaries of its norms are there in both.
+    """
+    own, shard, d = own_rows(tokens, degrees), shard_rows(tokens, degrees), geometry.width
+    row, exchanged = own * d * element, degrees.ulysses > 1
+    heads_width = d // degrees.ulysses
+    attention = {
+        "q, k, v": 3 * row,
+        "rotary temporaries": 2 * own * d * 4,
+        "exchange": 6 * row if exchanged else 0,  # q, k, v as sent and as received
+        "attention output": 2 * row,
+    }
+    if degrees.kv > 1:
+        # Queries of all shards as sent and as received, and the partial outputs the same way.
+        attention["KV-resident exchange"] = 4 * tokens * heads_width * element
+    if caches and cache.dtype == "fp8":
+        # One tensor at a time: its absolute values and its scaled values, float32.
+        rows = own * d if cache.kind == "hidden" else shard * heads_width
+        attention["8-bit temporaries"] = 2 * rows * 4
+    ffn = {"FFN": 2 * own * geometry.ffn_dim * element + row}
+    larger = max(attention, ffn, key=lambda parts: sum(parts.values()))
+    return {
+        "patch embedding": tokens * d * element,
+        "rotary tables": 2 * (tokens + own) * geometry.head_dim * 4,
+        "block input": 2 * row,  # and its normed copy
+        "float32 norms": 3 * own * d * 4,
+        **{name: size for name, size in larger.items() if size},
+    }
+
+
+def _decoding(sizes: ModelSizes, config: Config, world: int) -> Parts:
+    """The peak of decoding, estimated: the VAE decodes frame chunk by frame chunk, and its last stage, at
+    full resolution, dwarfs the others.
+
+    With c channels there, a chunk of 4 frames: 20 c for the upsampled input with 2 c channels and what its
+    convolution makes of it, and as much for a residual block; two frames of every convolution's input are
+    kept for the next chunk, 25 c over all stages. DistVAE gives each rank a band of the rows.
+    """
+    video, tiles = config.video, config.model.vae_tiling
+    pixels, element = video.height * video.width, _vae_element(config)
+    spread = config.model.vae_parallel == "auto" and not tiles
+    area = pixels // world if spread else pixels
+    whole = video.frames * 3 * pixels * element
+    if tiles:
+        area = min(video.height, _TILE) * min(video.width, _TILE)
+    per_pixel = sizes.vae_channels * element
+    chunk = sizes.geometry.vae_stride[0]
+    overlapping = int(whole * (_TILE / _TILE_STRIDE) ** 2) if tiles else 0
+    return {
+        "VAE activations": (5 * chunk + 5 * chunk) * per_pixel * area,
+        "VAE frame cache": 25 * per_pixel * area,
+        "frames": 3 * whole + overlapping,  # as decoded, joined, and scaled to 0..1
+    }

@@ -1,0 +1,237 @@
+"""`jano-dist plan`: the account of a config on a cluster that need not exist yet, as JSON and as tables."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from jano_dist.account.fit import GIB, HEADROOM, Room, complaint, gib, mesh_for
+from jano_dist.account.memory import Memory, caches_anything, memory_of, token_count
+from jano_dist.account.work import StepWork, steps_of
+from jano_dist.config import Config
+from jano_dist.errors import UserError
+from jano_dist.mesh import Degrees, valid_degrees
+from jano_dist.models.sizes import ModelSizes, read_sizes
+from jano_dist.sampling.guidance import guidance_on
+
+
+def make_plan(
+    config: Config,
+    *,
+    gpus: int,
+    gpus_per_node: int | None,
+    gpu_memory: float,
+    active: float,
+    moderate: float,
+) -> dict[str, Any]:
+    """Everything `jano-dist plan` says, ready for JSON; sizes in bytes, work in FLOPs.
+
+    Args:
+        gpus, gpus_per_node: ranks, and how many of them a node has; None: 8, or all where they are fewer.
+        gpu_memory: of one GPU, in GiB.
+        active, moderate: shares of the tokens at these levels.
+
+    Raises:
+        UserError: numbers that do not go together, an unknown model, a mesh that does not exist.
+    """
+    local_world = gpus_per_node or min(gpus, 8)
+    _check(gpus, local_world, gpu_memory, active, moderate)
+    sizes = read_sizes(config.model.name, local=True)
+    degrees = mesh_for(sizes, config, world=gpus, local_world=local_world)
+    room = Room(int(gpu_memory * GIB))
+    steps = steps_of(sizes, config, degrees, active=active, moderate=moderate)
+    problem = complaint(sizes, config, degrees, room, local_world=local_world)
+    return {
+        "model": {"name": config.model.name, "from_table": sizes.from_table},
+        "video": {**config.video.model_dump(), "tokens": token_count(sizes.geometry, config)},
+        "policy": {"name": config.policy.name, "active": active, "moderate": moderate},
+        "cache": config.cache.model_dump() if caches_anything(config) else None,
+        "gpus": {"count": gpus, "per_node": local_world, "memory": room.accelerator, "headroom": HEADROOM},
+        "mesh": degrees._asdict(),
+        "memory": _memory(memory_of(sizes, config, degrees)),
+        "fits": problem is None,
+        "problem": problem,
+        "steps": [_step(step) for step in steps],
+        "generation": _generation(steps),
+        "alternatives": [
+            _alternative(sizes, config, other, room, active=active, moderate=moderate)
+            for other in valid_degrees(
+                world=gpus, heads=sizes.geometry.heads, guided=guidance_on(config.sampling.guidance)
+            )
+            if other != degrees
+        ],
+    }
+
+
+def _check(gpus: int, local_world: int, gpu_memory: float, active: float, moderate: float) -> None:
+    if gpus % local_world:
+        raise UserError(
+            f"{gpus} GPUs are no whole number of nodes with {local_world} each: "
+            "give a --gpus that --gpus-per-node divides"
+        )
+    if not 0 < gpu_memory < float("inf"):
+        raise UserError(f"--gpu-memory must be above 0 GiB, not {gpu_memory:g}: give what nvidia-smi shows")
+    if not (active >= 0 and moderate >= 0 and active + moderate <= 1):
+        raise UserError(
+            f"--active {active:g} and --moderate {moderate:g} are no shares of the tokens: "
+            "give two numbers from 0 to 1 that sum to 1 at most"
+        )
+
+
+def _memory(memory: Memory) -> dict[str, Any]:
+    return {
+        "resident": memory.resident,
+        "encode": memory.encode,
+        "denoise": memory.denoise,
+        "decode": memory.decode,
+        "phases": memory.phases,
+        "peak": memory.peak,
+        "host": memory.host,
+    }
+
+
+def _step(step: StepWork) -> dict[str, Any]:
+    sent = {
+        "ulysses": step.sent.ulysses,
+        "kv": step.sent.kv,
+        "output": step.sent.output,
+        "total": step.sent.total,
+    }
+    return {
+        "kind": step.kind,
+        "steps": step.steps,
+        "tokens": step.tokens,
+        "flops": step.flops,
+        "flops_per_rank": step.rank_flops,
+        "sent_per_rank": sent,
+        "ring_would_send_per_rank": step.sent.ring,
+    }
+
+
+def _generation(steps: list[StepWork]) -> dict[str, Any]:
+    """All steps together; `full_flops` is what they would be with every token computed."""
+    full = next(step.flops for step in steps if step.kind == "full")
+    return {
+        "flops": sum(step.steps * step.flops for step in steps),
+        "flops_per_rank": sum(step.steps * step.rank_flops for step in steps),
+        "full_flops": full * sum(step.steps for step in steps),
+        "sent_per_rank": sum(step.steps * step.sent.total for step in steps),
+    }
+
+
+def _alternative(
+    sizes: ModelSizes, config: Config, degrees: Degrees, room: Room, *, active: float, moderate: float
+) -> dict[str, Any]:
+    memory = memory_of(sizes, config, degrees)
+    steps = steps_of(sizes, config, degrees, active=active, moderate=moderate)
+    return {
+        **degrees._asdict(),
+        "peak": memory.peak,
+        "host": memory.host_bytes,
+        "fits": room.holds(memory),
+        "sent_per_rank": {step.kind: step.sent.total for step in steps},
+    }
+
+
+def show_plan(plan: dict[str, Any], console: Console) -> None:
+    """Print what `make_plan` found."""
+    video, gpus, mesh = plan["video"], plan["gpus"], plan["mesh"]
+    lines = [
+        f"{plan['model']['name']}, {video['width']}x{video['height']}, {video['frames']} frames: "
+        f"{video['tokens']} tokens",
+        f"{gpus['count']} GPUs, {gpus['per_node']} per node: cfg {mesh['cfg']} x kv {mesh['kv']} x ulysses "
+        f"{mesh['ulysses']}",
+        f"{gib(gpus['memory'])} each, as nvidia-smi shows them, of which {gpus['headroom']:.0%} are kept as "
+        "headroom. Caches and weights are exact, activations and decoding are estimates.",
+    ]
+    if plan["model"]["from_table"]:
+        lines.append("The model's files are not on this machine: its sizes are those known for its name.")
+    for line in lines:
+        console.print(Text(line))
+    console.print(_memory_table(plan["memory"]))
+    verdict = "It fits." if plan["fits"] else f"It does not fit: {plan['problem']}."
+    console.print(Text(verdict, style="bold"))
+    console.print(_steps_table(plan))
+    done = plan["generation"]
+    console.print(
+        Text(
+            f"A generation: {_tera(done['flops'])} TFLOP, {done['flops'] / done['full_flops']:.0%} of computing "
+            f"every token; a rank does {_tera(done['flops_per_rank'])} of them and sends "
+            f"{gib(done['sent_per_rank'])}."
+        )
+    )
+    if plan["alternatives"]:
+        console.print(_mesh_table(plan))
+
+
+def _memory_table(memory: dict[str, Any]) -> Table:
+    table = Table("phase", "part", title="Memory of the rank that needs most", title_justify="left")
+    table.add_column("size", justify="right")
+    groups = {"all steps and decoding": memory["resident"]}
+    groups |= {f"{phase}, on top": memory[phase] for phase in ("denoise", "decode")}
+    groups |= {"encode, instead": memory["encode"], "host memory": memory["host"]}
+    for group, parts in groups.items():
+        for place, (name, size) in enumerate((n, s) for n, s in parts.items() if s):
+            table.add_row("" if place else group, name, gib(size))
+        if parts:
+            table.add_section()
+    for phase, size in memory["phases"].items():
+        table.add_row("peak", phase, gib(size), style="bold" if size == memory["peak"] else None)
+    return table
+
+
+def _steps_table(plan: dict[str, Any]) -> Table:
+    policy = plan["policy"]
+    shares = f"assuming {policy['active']:.0%} of the tokens active, {policy['moderate']:.0%} moderate"
+    title = f"Steps, {shares}; GiB that a rank sends"
+    table = Table("step", title=title, title_justify="left", caption_justify="left")
+    for name in ("steps", "tokens", "TFLOP", "a rank's", "ulysses", "kv", "output", "ring"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for step in plan["steps"]:
+        sent = step["sent_per_rank"]
+        sizes = (sent["ulysses"], sent["kv"], sent["output"], step["ring_would_send_per_rank"])
+        table.add_row(
+            step["kind"],
+            str(step["steps"]),
+            str(step["tokens"]),
+            _tera(step["flops"]),
+            _tera(step["flops_per_rank"]),
+            *(_bare_gib(size) for size in sizes),
+        )
+    table.caption = "ring: what ring attention would send in place of kv; it is not used"
+    return table
+
+
+def _mesh_table(plan: dict[str, Any]) -> Table:
+    title = "Meshes, the chosen one first; GiB that a rank sends in a step of each kind"
+    table = Table("cfg x kv x ulysses", title=title, title_justify="left")
+    table.add_column("peak", justify="right")
+    table.add_column("fits")
+    kinds = [step["kind"] for step in plan["steps"]]
+    for kind in kinds:
+        table.add_column(kind, justify="right")
+    chosen = {
+        **plan["mesh"],
+        "peak": plan["memory"]["peak"],
+        "fits": plan["fits"],
+        "sent_per_rank": {step["kind"]: step["sent_per_rank"]["total"] for step in plan["steps"]},
+    }
+    usable = plan["gpus"]["memory"] * (1 - plan["gpus"]["headroom"])
+    for place, row in enumerate((chosen, *plan["alternatives"])):
+        name = f"{row['cfg']} x {row['kv']} x {row['ulysses']}"
+        fits = "yes" if row["fits"] else f"no: {gib(row['peak'] - usable)} too much"
+        sent = [_bare_gib(row["sent_per_rank"][kind]) for kind in kinds]
+        table.add_row(name, gib(row["peak"]), fits, *sent, style=None if place else "bold")
+    return table
+
+
+def _tera(flops: float) -> str:
+    """In TFLOP: three figures at least."""
+    tera = flops / 1e12
+    return f"{tera:,.0f}" if tera >= 100 else f"{tera:.3g}"
+
+
+def _bare_gib(size: float) -> str:
+    """In GiB, without the word; what is there does not look like nothing."""
+    return "0" if not size else f"{max(size / GIB, 0.01):.2f}"

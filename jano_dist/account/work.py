@@ -1,0 +1,159 @@
+"""What each kind of step computes and sends, from shapes alone. Letters as in `account.memory`."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+from jano_dist.account.memory import (
+    branches_on_rank,
+    caches_anything,
+    model_elements,
+    own_rows,
+    shard_rows,
+    token_count,
+)
+from jano_dist.config import Config, JanoPolicyConfig
+from jano_dist.errors import UserError
+from jano_dist.mesh import Degrees
+from jano_dist.models.base import Geometry
+from jano_dist.models.sizes import ModelSizes
+from jano_dist.sampling.guidance import guidance_on
+from jano_dist.tokens.schedule import Schedule, StepKind
+
+_LSE = 4  # bytes of a partial output's float32 logarithm
+
+
+@dataclass(frozen=True)
+class Sent:
+    """Bytes that one rank sends to others in one step.
+
+    Attributes:
+        ulysses: exchanges between rows and heads, all layers and branches of the rank.
+        kv: queries and partial outputs of KV-resident attention.
+        output: the swap between branches and the gather of the guided rows.
+        ring: what ring attention would send in place of `kv`: all keys and values, in every step.
+    """
+
+    ulysses: int
+    kv: int
+    output: int
+    ring: int
+
+    @property
+    def total(self) -> int:
+        """What is sent."""
+        return self.ulysses + self.kv + self.output
+
+
+@dataclass(frozen=True)
+class StepWork:
+    """One kind of step.
+
+    Attributes:
+        kind: full, refresh, moderate or active. steps: how many of a generation are of it.
+        tokens: computed, of each branch.
+        flops: matrix-product FLOPs of all branches; a full step's are what one GPU would do.
+        rank_flops: those of the rank that does most.
+        sent: by the rank with the most tokens.
+    """
+
+    kind: str
+    steps: int
+    tokens: int
+    flops: int
+    rank_flops: int
+    sent: Sent
+
+
+def steps_of(
+    sizes: ModelSizes, config: Config, degrees: Degrees, *, active: float, moderate: float
+) -> list[StepWork]:
+    """Every kind of step that the config's policy takes.
+
+    Args:
+        active, moderate: shares of the tokens at these levels, 0..1; the rest is static.
+
+    Raises:
+        UserError: a schedule that does not fit the number of steps.
+    """
+    tokens = token_count(sizes.geometry, config)
+    computed = {
+        StepKind.FULL: tokens,
+        StepKind.REFRESH: tokens,
+        StepKind.MODERATE: round(tokens * (active + moderate)),
+        StepKind.ACTIVE: round(tokens * active),
+    }
+    counts = _kinds(config)
+    return [
+        step_work(sizes, config, degrees, kind, rows, counts[kind])
+        for kind, rows in computed.items()
+        if counts[kind]
+    ]
+
+
+def step_work(
+    sizes: ModelSizes, config: Config, degrees: Degrees, kind: StepKind, rows: int, steps: int = 1
+) -> StepWork:
+    """A step of a kind that computes `rows` tokens."""
+    geometry, text = sizes.geometry, config.model.max_sequence_length
+    tokens = token_count(geometry, config)
+    hidden = config.cache.kind == "hidden" and kind in (StepKind.MODERATE, StepKind.ACTIVE)
+    own, all_own = own_rows(rows, degrees), own_rows(tokens, degrees)
+    branches = 2 if guidance_on(config.sampling.guidance) else 1
+    again = rank_again = 0
+    if hidden:
+        again, rank_again = projections(geometry, tokens - rows), projections(geometry, all_own - own)
+    rank_forward = geometry.forward_flops(own, tokens, text) + rank_again
+    return StepWork(
+        kind=kind.value,
+        steps=steps,
+        tokens=rows,
+        flops=branches * (geometry.forward_flops(rows, tokens, text) + again),
+        rank_flops=branches_on_rank(config, degrees) * rank_forward,
+        sent=sent_bytes(sizes, config, degrees, rows, hidden=hidden),
+    )
+
+
+def projections(geometry: Geometry, rows: int) -> int:
+    """FLOPs of making keys and values of `rows` tokens again in every layer: 4 n W^2 each."""
+    return geometry.layers * 4 * rows * geometry.width**2
+
+
+def sent_bytes(
+    sizes: ModelSizes, config: Config, degrees: Degrees, rows: int, *, hidden: bool, rank: int = 0
+) -> Sent:
+    """What a rank sends in a step that computes `rows` tokens; see docs/architecture.md.
+
+    Ulysses, per layer: 3 n_r W e (u-1)/u in, with `hidden` keys and values of all N_r rows; and
+    (n_s - n_r) (W/u) e out. KV-resident: n_s (W/u) e (kv-1) of queries, and (n - n_s) ((W/u) e + 4 h) of
+    partial outputs with their logarithms. Once per step: n_r P e to the partner in the other branch, and to
+    the other S - 1 ranks. The coordinator's decision, 16 bytes to each rank, is left out.
+    """
+    geometry, element = sizes.geometry, model_elements(sizes, config)[0]
+    cfg, kv, ulysses = degrees
+    tokens = token_count(geometry, config)
+    own, shard = own_rows(rows, degrees, rank), shard_rows(rows, degrees, rank)
+    with_kv = own_rows(tokens, degrees, rank) if hidden else own
+    row = geometry.width // ulysses * element  # of the heads of one rank
+    forwards = geometry.layers * branches_on_rank(config, degrees)
+    exchange = (own + 2 * with_kv) * row * (ulysses - 1) + (shard - own) * row
+    partial = row + geometry.heads // ulysses * _LSE
+    resident = shard * row * (kv - 1) + (rows - shard) * partial
+    output = own * geometry.row_width * element * (cfg - 1 + kv * ulysses - 1)
+    ring = 2 * shard_rows(tokens, degrees, rank) * row * (kv - 1)
+    return Sent(forwards * exchange, forwards * resident, output, forwards * ring)
+
+
+def _kinds(config: Config) -> Counter[StepKind]:
+    """How many steps of each kind the policy takes."""
+    policy, steps = config.policy, config.sampling.steps
+    if not isinstance(policy, JanoPolicyConfig):
+        return Counter({StepKind.FULL: steps})
+    try:
+        schedule = Schedule(
+            steps, policy.warmup, policy.cooldown, policy.static_interval, policy.moderate_interval
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    kinds = Counter(schedule.kind(step) for step in range(steps))
+    assert caches_anything(config) or set(kinds) == {StepKind.FULL}
+    return kinds
