@@ -106,6 +106,8 @@ class Engine:
             vae_tiling=config.model.vae_tiling,
             max_sequence_length=config.model.max_sequence_length,
             device=device,
+            mesh=self.mesh,
+            weights=config.model.weights,
         )
         self._load_seconds = time.perf_counter() - started
 
@@ -119,7 +121,7 @@ class Engine:
             hidden=self.config.cache.kind == "hidden",
         )
         timeout = self.config.runtime.timeout_seconds
-        return Mesh(**degrees._asdict(), device=device, timeout_seconds=timeout)
+        return Mesh(**degrees._asdict(), local_world=ranks_per_node(), device=device, timeout_seconds=timeout)
 
     def _check_alike(self, *, loads: bool) -> None:
         """Ranks that differ here would make different videos, or wait for each other for ever."""

@@ -15,6 +15,7 @@ from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
 from jano_dist.errors import UserError
 from jano_dist.mesh import Mesh
 from jano_dist.models.base import Branch, Geometry
+from jano_dist.models.placement import place
 from jano_dist.models.wan import WanTransformer
 from jano_dist.models.wan_vae import VideoDecoder
 from jano_dist.models.weights import check_folder, check_weights, stored_dtype
@@ -30,10 +31,10 @@ class WanModel:
     """A Wan2.1 text-to-video pipeline. See `VideoModel` for the methods.
 
     Args:
-        pipeline: transformer, VAE and scheduler; the transformer gets our hooks, so the pipeline itself is
-            no longer called.
+        pipeline: transformer (its weights already where they are to lie), VAE and scheduler; the
+            transformer gets our hooks, so the pipeline itself is no longer called.
         text: encodes prompts.
-        device: where everything lies.
+        device: where everything is computed.
         vae_parallel, vae_tiling: who decodes, and whether in tiles (`model` section of the config).
     """
 
@@ -46,7 +47,8 @@ class WanModel:
         vae_parallel: str = "auto",
         vae_tiling: bool = False,
     ) -> None:
-        self._pipeline, self._text = pipeline.to(device), text
+        self._pipeline, self._text = pipeline, text
+        pipeline.vae.to(device)
         self._transformer = WanTransformer(pipeline.transformer)
         if vae_tiling:
             pipeline.vae.enable_tiling()
@@ -174,10 +176,14 @@ def load_wan(
     vae_dtype: str,
     max_sequence_length: int,
     device: torch.device,
+    mesh: Mesh | None = None,
+    weights: str = "replicated",
     vae_parallel: str = "auto",
     vae_tiling: bool = False,
 ) -> WanModel:
     """Load a model by name or folder, after looking whether its files are whole.
+
+    The transformer is read once per node; every rank reads the VAE, which is small, for itself.
 
     Args:
         name: `wan-tiny`, a diffusers folder, or a hub name.
@@ -185,12 +191,43 @@ def load_wan(
             diffusers keeps in float32 stay so.
         vae_dtype: of the VAE.
         max_sequence_length: text tokens a prompt is padded to.
-        device: where everything goes.
+        device: where everything is computed.
+        mesh: the ranks that load it together; None is this process alone.
+        weights: where the transformer's lie: `replicated`, `fsdp` or `group_offload` (see `place`).
         vae_parallel: `auto`: all ranks decode; `single`: the coordinator alone.
         vae_tiling: decode in overlapping tiles.
 
     Raises:
         UserError: unknown model, or files missing, truncated or without weights the model has.
+    """
+    folder, skeleton = _checked(name)
+    kept = {part: stored_dtype(folder / part) for part in ("transformer", "text_encoder")}
+    asked = kept if dtype == "auto" else dict.fromkeys(kept, getattr(torch, dtype))
+
+    def read() -> Any:
+        with _sentence(str(folder)):
+            return WanTransformer3DModel.from_pretrained(
+                folder, subfolder="transformer", dtype=asked["transformer"]
+            )
+
+    placed = place(read, skeleton, weights=weights, mesh=mesh or Mesh.single(device), device=device)
+    with _sentence(str(folder)):
+        pipeline = WanPipeline.from_pretrained(
+            folder,
+            transformer=placed,
+            dtype={"vae": getattr(torch, vae_dtype)},
+            text_encoder=None,
+            tokenizer=None,
+        )
+    text = TextEncoder(folder, asked["text_encoder"], max_sequence_length)
+    return WanModel(pipeline, text, device, vae_parallel=vae_parallel, vae_tiling=vae_tiling)
+
+
+def _checked(name: str) -> tuple[Path, Any]:
+    """The folder of a model whose files are whole, and its transformer without memory.
+
+    Raises:
+        UserError: files are missing, truncated or without weights the model has.
     """
     transformer, vae = _skeletons(name)
     folder = model_folder(name)
@@ -203,17 +240,7 @@ def load_wan(
         text_encoder = UMT5EncoderModel(UMT5Config.from_pretrained(folder / "text_encoder"))
     for component, skeleton in (("transformer", transformer), ("vae", vae), ("text_encoder", text_encoder)):
         check_weights(folder / component, skeleton)
-    kept = {part: stored_dtype(folder / part) for part in ("transformer", "text_encoder")}
-    asked = kept if dtype == "auto" else dict.fromkeys(kept, getattr(torch, dtype))
-    with _sentence(str(folder)):
-        pipeline = WanPipeline.from_pretrained(
-            folder,
-            dtype={"transformer": asked["transformer"], "vae": getattr(torch, vae_dtype)},
-            text_encoder=None,
-            tokenizer=None,
-        )
-    text = TextEncoder(folder, asked["text_encoder"], max_sequence_length)
-    return WanModel(pipeline, text, device, vae_parallel=vae_parallel, vae_tiling=vae_tiling)
+    return folder, transformer
 
 
 def _geometry(transformer: Any, vae: Any) -> Geometry:
