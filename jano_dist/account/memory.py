@@ -213,43 +213,43 @@ def _activations(
 ) -> Parts:
     """The peak of one forward of a full step, estimated: what is alive at once in its largest moment.
 
-    A layer peaks either in attention or in the FFN; only the larger one counts. The block's input and the
-    float32 temporaries of its norms are there in both.
+    It is in the first layer, while the patch embedding of the whole sequence is still there. A layer's
+    moments come one after the other, so only the largest counts. A test compares the sum with what
+    PyTorch's memory profiler sees.
     """
     own, shard, d = own_rows(tokens, degrees), shard_rows(tokens, degrees), geometry.width
-    row, exchanged = own * d * element, degrees.ulysses > 1
-    heads_width = d // degrees.ulysses
-    attention = {
-        "q, k, v": 3 * row,
-        "rotary temporaries": 2 * own * d * 4,
-        "exchange": 6 * row if exchanged else 0,  # q, k, v as sent and as received
-        "attention output": 2 * row,
-    }
+    row, heads_width = own * d * element, d // degrees.ulysses
+    attention = {"q, k, v": 3 * row, "attention output": 2 * row}
+    if degrees.ulysses > 1:
+        attention["exchange"] = 6 * row  # q, k, v as sent and as received
     if degrees.kv > 1:
         # Queries of all shards as sent and as received, and the partial outputs the same way.
         attention["KV-resident exchange"] = 4 * tokens * heads_width * element
     if caches and cache.dtype == "fp8":
         # One tensor at a time: its absolute values and its scaled values, float32.
-        rows = own * d if cache.kind == "hidden" else shard * heads_width
-        attention["8-bit temporaries"] = 2 * rows * 4
-    ffn = {"FFN": 2 * own * geometry.ffn_dim * element + row}
-    larger = max(attention, ffn, key=lambda parts: sum(parts.values()))
+        kept = own * d if cache.kind == "hidden" else shard * heads_width
+        attention["8-bit temporaries"] = 2 * kept * 4
+    moments = (
+        {"float32 norms": 3 * own * d * 4},
+        {"q, k, v": 3 * row, "rotary temporaries": 2 * own * d * 4},
+        attention,
+        {"FFN": 2 * own * geometry.ffn_dim * element + row},
+    )
     return {
         "patch embedding": tokens * d * element,
         "rotary tables": 2 * (tokens + own) * geometry.head_dim * 4,
-        "block input": 2 * row,  # and its normed copy
-        "float32 norms": 3 * own * d * 4,
-        **{name: size for name, size in larger.items() if size},
+        "layer input": 3 * row,  # the rows picked, the rows now, and their normed copy
+        **max(moments, key=lambda parts: sum(parts.values())),
     }
 
 
 def _decoding(sizes: ModelSizes, config: Config, world: int) -> Parts:
-    """The peak of decoding, estimated: the VAE decodes frame chunk by frame chunk, and its last stage, at
+    """The peak of decoding, estimated: the VAE decodes chunk by chunk of frames, and its last stage, at
     full resolution, dwarfs the others.
 
-    With c channels there, a chunk of 4 frames: 20 c for the upsampled input with 2 c channels and what its
-    convolution makes of it, and as much for a residual block; two frames of every convolution's input are
-    kept for the next chunk, 25 c over all stages. DistVAE gives each rank a band of the rows.
+    With c channels there, each pixel of the picture takes 30 c for a chunk of 4 frames on its way, and
+    25 c for two frames of every convolution's input (all stages), kept for the next chunk. The sum is
+    measured with PyTorch's memory profiler. DistVAE gives each rank a band of the rows.
     """
     video, tiles = config.video, config.model.vae_tiling
     pixels, element = video.height * video.width, _vae_element(config)
@@ -259,10 +259,9 @@ def _decoding(sizes: ModelSizes, config: Config, world: int) -> Parts:
     if tiles:
         area = min(video.height, _TILE) * min(video.width, _TILE)
     per_pixel = sizes.vae_channels * element
-    chunk = sizes.geometry.vae_stride[0]
     overlapping = int(whole * (_TILE / _TILE_STRIDE) ** 2) if tiles else 0
     return {
-        "VAE activations": (5 * chunk + 5 * chunk) * per_pixel * area,
+        "VAE activations": 30 * per_pixel * area,
         "VAE frame cache": 25 * per_pixel * area,
         "frames": 3 * whole + overlapping,  # as decoded, joined, and scaled to 0..1
     }

@@ -156,8 +156,8 @@ def show_plan(plan: dict[str, Any], console: Console) -> None:
     done = plan["generation"]
     console.print(
         Text(
-            f"A generation: {_tera(done['flops'])} TFLOP, {done['flops'] / done['full_flops']:.0%} of computing "
-            f"every token; a rank does {_tera(done['flops_per_rank'])} of them and sends "
+            f"A generation: {_tera(done['flops'])} TFLOP, {done['flops'] / done['full_flops']:.0%} of "
+            f"computing every token; a rank does {_tera(done['flops_per_rank'])} of them and sends "
             f"{gib(done['sent_per_rank'])}."
         )
     )

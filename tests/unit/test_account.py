@@ -1,0 +1,425 @@
+"""The account against numbers worked out by hand, the buffers themselves, and the profiler."""
+
+import json
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.profiler import ProfilerActivity, profile
+
+from jano_dist import cli
+from jano_dist.account import (
+    Room,
+    cache_bytes,
+    cheapest,
+    check_fit,
+    complaint,
+    memory_of,
+    step_work,
+    steps_of,
+    working_bytes,
+)
+from jano_dist.account import fit as fit_module
+from jano_dist.account.memory import _activations, own_rows, shard_rows, token_count
+from jano_dist.account.work import sent_bytes
+from jano_dist.cache import CacheSizes, Keeping, NoCache, make_caches
+from jano_dist.config import CacheConfig, load_config
+from jano_dist.errors import UserError
+from jano_dist.mesh import Degrees, choose_degrees, valid_degrees
+from jano_dist.models.base import Geometry
+from jano_dist.models.sizes import read_sizes
+from jano_dist.tokens.schedule import StepKind
+from tests.cli.sentence import assert_sentence
+
+GB, GIB = 1e9, 2**30
+N = 75_600  # tokens of 1280x720, 81 frames: 21 x 45 x 80
+ALONE = Degrees(1, 1, 1)
+KINDS = [(kind, dtype) for kind in ("kv", "hidden") for dtype in ("native", "fp8")]
+
+
+@pytest.fixture(scope="module")
+def large():
+    return read_sizes("Wan-AI/Wan2.1-T2V-14B-Diffusers", local=True)
+
+
+def config(name="wan2.1-14b-720p", **overrides):
+    return load_config(name, overrides={key.replace("__", "."): value for key, value in overrides.items()})
+
+
+def mesh(sizes, world, local_world=8, **rest):
+    return choose_degrees(
+        config().mesh, world=world, heads=sizes.geometry.heads, guided=True, local_world=local_world, **rest
+    )
+
+
+class TestSizes:
+    def test_14b(self, large):
+        d, f, layers = 5120, 13824, 40
+        layer = 8 * (d * d + d) + 4 * d + 2 * d + (d * f + f) + (f * d + d) + 6 * d
+        outside = (16 * 4 * d + d) + (256 * d + d) + (d * d + d) + (6 * d * d + 6 * d)
+        outside += (4096 * d + d) + (d * d + d) + (64 * d + 64) + 2 * d
+        in_float32 = (256 * d + d) + (d * d + d) + 2 * d + layers * (2 * d + 6 * d)
+        assert large.transformer.float32 == in_float32
+        assert large.transformer.plain + in_float32 == layers * layer + outside
+        assert large.transformer.nbytes(2) / GB == pytest.approx(28.6, abs=0.05)
+        assert large.layer.plain + large.layer.float32 == layer
+
+    def test_other_parts(self, large):
+        assert large.text_encoder == pytest.approx(5.68e9, rel=1e-3)
+        assert large.vae == pytest.approx(127e6, rel=1e-2)
+        assert large.vae_channels == 96
+
+    def test_1_3b(self):
+        sizes = read_sizes("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", local=True)
+        assert (sizes.geometry.layers, sizes.geometry.width, sizes.geometry.ffn_dim) == (30, 1536, 8960)
+        assert sizes.transformer.plain + sizes.transformer.float32 == pytest.approx(1.42e9, rel=1e-2)
+
+    def test_a_folder_is_asked_itself(self):
+        sizes = read_sizes("wan-tiny", local=True)
+        assert not sizes.from_table
+        assert sizes.stored_elements in ((2, 2), (2, 4), (4, 4))
+
+    def test_unknown(self):
+        with pytest.raises(UserError, match="fetch it, or name one of"):
+            read_sizes("nobody/nothing", local=True)
+
+
+class TestCache:
+    def test_published(self, large):
+        """DESIGN section 6: the published code takes 269 - 65 = 204 GB for 14B; K/V is 0.8 MB per token."""
+        both = 2 * cache_bytes(large.geometry, N, ALONE, CacheConfig(), 2)
+        assert both == 2 * 2 * 40 * N * 40 * 128 * 2
+        assert both / GB == pytest.approx(123.9, abs=0.05)
+        assert both / 2 / N == pytest.approx(0.82e6, rel=0.01)
+        assert 2 * cache_bytes(large.geometry, 32_760, ALONE, CacheConfig(), 2) / GB == pytest.approx(
+            53.7, abs=0.05
+        )
+
+    @pytest.mark.parametrize(
+        ("kind", "dtype", "share"),
+        [
+            ("kv", "native", 1),
+            ("kv", "fp8", 132 / 256),
+            ("hidden", "native", 1 / 2),
+            ("hidden", "fp8", 0.2578125),
+        ],
+    )
+    @pytest.mark.parametrize("world", [1, 2, 4, 8, 16])
+    def test_per_rank(self, large, kind, dtype, share, world):
+        """Whatever the mesh, a rank has its part of the whole: 75,600 is divisible by 16."""
+        settings = config(cache__kind=kind, cache__dtype=dtype)
+        for degrees in valid_degrees(world=world, heads=40, guided=True):
+            kept = memory_of(large, settings, degrees).resident["cache"]
+            assert kept == pytest.approx(123.863e9 * share / world, rel=1e-4)
+
+    @given(
+        tokens=st.integers(1, 500),
+        kv=st.integers(1, 5),
+        ulysses=st.sampled_from([1, 2, 3, 6]),
+        kind_dtype=st.sampled_from(KINDS),
+    )
+    def test_ranks_sum_to_the_whole(self, tokens, kv, ulysses, kind_dtype):
+        geometry = Geometry(16, 16, (4, 8, 8), (1, 2, 2), 3, 6, 8, 64, 32, 16)
+        degrees, cache = Degrees(1, kv, ulysses), CacheConfig(kind=kind_dtype[0], dtype=kind_dtype[1])
+        whole = cache_bytes(geometry, tokens, ALONE, cache, 2)
+        ranks = range(kv * ulysses)
+        assert sum(cache_bytes(geometry, tokens, degrees, cache, 2, rank) for rank in ranks) == whole
+        assert cache_bytes(geometry, tokens, degrees, cache, 2) == max(
+            cache_bytes(geometry, tokens, degrees, cache, 2, rank) for rank in ranks
+        )
+
+    @pytest.mark.parametrize("device", ["accelerator", "cpu"])
+    @pytest.mark.parametrize(("kind", "dtype"), KINDS)
+    @pytest.mark.parametrize("degrees", [ALONE, Degrees(1, 1, 2), Degrees(2, 3, 1), Degrees(1, 2, 3)])
+    def test_is_what_the_buffers_take(self, kind, dtype, device, degrees):
+        geometry = Geometry(16, 16, (4, 8, 8), (1, 2, 2), 3, 6, 8, 64, 32, 16)
+        cache = CacheConfig(kind=kind, dtype=dtype, device=device)
+        for rank in range(math.prod(degrees)):
+            own, shard = own_rows(53, degrees, rank), shard_rows(53, degrees, rank)
+            sizes = CacheSizes(3, own, shard, 6, 6 // degrees.ulysses, 8)
+            caches, working = make_caches(
+                kind, Keeping(dtype, device), sizes, 2, torch.bfloat16, torch.device("cpu")
+            )
+            assert [each.nbytes for each in caches] == [
+                cache_bytes(geometry, 53, degrees, cache, 2, rank)
+            ] * 2
+            assert working == working_bytes(geometry, 53, degrees, cache, 2, rank)
+
+    def test_in_host_memory(self, large):
+        memory = memory_of(large, config(cache__device="cpu"), ALONE)
+        assert memory.resident["cache"] == 0
+        assert memory.host == {"cache": pytest.approx(123.863e9, rel=1e-4)}
+        # Two layers of one branch: 1/40 of its 61.9 GB each.
+        assert memory.resident["working buffers"] == pytest.approx(2 * 123.863e9 / 80, rel=1e-4)
+
+    def test_none_without_sparse_steps(self, large):
+        settings = load_config("wan2.1-14b-720p", policy="full")
+        memory = memory_of(large, settings, ALONE)
+        assert memory.resident["cache"] == memory.resident["working buffers"] == 0
+
+
+class TestWeights:
+    def test_replicated(self, large):
+        for world in (1, 8):
+            memory = memory_of(large, config(), mesh(large, world))
+            assert memory.resident["transformer"] / GB == pytest.approx(28.6, abs=0.05)
+
+    def test_fsdp(self, large):
+        settings = config(model__weights="fsdp")
+        memory = memory_of(large, settings, mesh(large, 8))
+        # A layer has 351 M parameters, 0.70 GB; two are gathered.
+        assert memory.resident["transformer"] / GB == pytest.approx(28.63 / 8 + 2 * 0.703, abs=0.02)
+        assert memory_of(large, settings, ALONE).resident["transformer"] / GB == pytest.approx(28.6, abs=0.05)
+
+    def test_group_offload(self, large):
+        memory = memory_of(large, config(model__weights="group_offload"), ALONE)
+        assert memory.host["transformer"] / GB == pytest.approx(28.6, abs=0.05)
+        assert memory.resident["transformer"] / GB == pytest.approx(28.63 - 38 * 0.703, abs=0.05)
+
+    def test_text(self, large):
+        """0.42 GB per branch (DESIGN section 5); the encoder's 11.4 GB only while it encodes."""
+        memory = memory_of(large, config(), ALONE)
+        assert memory.resident["text K/V"] / GB == pytest.approx(2 * 0.42, abs=0.02)
+        assert memory.encode["text encoder"] / GB == pytest.approx(11.36, abs=0.01)
+        assert memory.phases["encode"] == sum(memory.encode.values()) < memory.peak
+
+    @pytest.mark.parametrize(("world", "tiling"), [(1, True), (8, False)])
+    def test_decoding_takes_less(self, large, world, tiling):
+        alone = memory_of(large, config(), ALONE).decode
+        less = memory_of(large, config(model__vae_tiling=tiling), mesh(large, world)).decode
+        assert less["VAE activations"] < alone["VAE activations"] / 7
+
+    def test_the_coordinator_decodes_alone(self, large):
+        less = memory_of(large, config(model__vae_parallel="single"), mesh(large, 8)).decode
+        assert less == memory_of(large, config(), ALONE).decode
+
+
+class TestWork:
+    def test_forward(self, large):
+        """6.523 PFLOP per forward at 75,600 tokens (DESIGN section 6); two branches."""
+        work = step_work(large, config(), ALONE, StepKind.FULL, N)
+        assert work.flops == work.rank_flops
+        assert work.flops / 2e15 == pytest.approx(6.523, abs=0.005)
+
+    @pytest.mark.parametrize("world", [2, 4, 8, 16])
+    def test_ranks_share_it(self, large, world):
+        for degrees in valid_degrees(world=world, heads=40, guided=True):
+            work = step_work(large, config(), degrees, StepKind.ACTIVE, 16_000)
+            assert world * work.rank_flops == pytest.approx(work.flops, rel=2e-3)
+
+    def test_hidden_makes_keys_and_values_again(self, large):
+        kept, again = (
+            step_work(large, config(cache__kind=kind), ALONE, StepKind.ACTIVE, 20_000).flops
+            for kind in ("kv", "hidden")
+        )
+        assert again - kept == 2 * 40 * 4 * (N - 20_000) * 5120**2
+
+    def test_ulysses(self, large):
+        """4 ranks, both branches on each: 4 tensors of n/4 rows, of which 3/4 go to others."""
+        sent = sent_bytes(large, config(), Degrees(1, 1, 4), 20_000, hidden=False)
+        assert sent.ulysses == 2 * 40 * 4 * 5_000 * 5120 * 2 * 3 / 4
+        assert (sent.kv, sent.ring) == (0, 0)
+        assert sent.output == 5_000 * 64 * 2 * 3
+
+    def test_ulysses_hidden(self, large):
+        sent = sent_bytes(large, config(cache__kind="hidden"), Degrees(1, 1, 4), 20_000, hidden=True)
+        assert sent.ulysses == 2 * 40 * (2 * 5_000 + 2 * N / 4) * 5120 * 2 * 3 / 4
+
+    def test_kv_resident(self, large):
+        sent = sent_bytes(large, config(), Degrees(2, 2, 2), 20_000, hidden=False)
+        queries, partial = 10_000 * 2560 * 2, 10_000 * (2560 * 2 + 20 * 4)
+        assert sent.kv == 40 * (queries + partial)
+        assert sent.ring == 40 * 2 * N / 2 * 2560 * 2
+        assert sent.output == 5_000 * 64 * 2 * (1 + 3)
+
+    def test_steps(self, large):
+        steps = {step.kind: step for step in steps_of(large, config(), ALONE, active=0.25, moderate=0.2)}
+        assert {kind: step.tokens for kind, step in steps.items()} == {
+            "full": N,
+            "refresh": N,
+            "moderate": 34_020,
+            "active": 18_900,
+        }
+        assert sum(step.steps for step in steps.values()) == 50
+        assert steps["full"].steps == 10
+
+
+class TestFit:
+    @pytest.mark.parametrize(("world", "local_world"), [(8, 8), (16, 8)])
+    def test_14b_720p_on_80_gib(self, large, world, local_world):
+        degrees = mesh(large, world, local_world)
+        assert complaint(large, config(), degrees, Room(80 * GIB), local_world=local_world) is None
+
+    @pytest.mark.parametrize(
+        ("world", "gpu", "host", "options"),
+        [
+            (2, 80, None, "--set cache.dtype=fp8"),
+            (4, 52, None, "--set cache.kind=hidden"),
+            (1, 80, None, "--set cache.device=cpu"),
+            (1, 80, 64, "--set cache.dtype=fp8 --set cache.device=cpu"),
+            (8, 30, None, "--set model.weights=fsdp"),
+            (
+                1,
+                24,
+                None,
+                "--set cache.device=cpu --set model.weights=group_offload --set model.vae_tiling=true",
+            ),
+            (8, 10, None, None),
+        ],
+    )
+    def test_cheapest(self, large, world, gpu, host, options):
+        room = Room(gpu * GIB, host and host * GIB)
+        found = cheapest(large, config(), room, world=world, local_world=min(world, 8))
+        assert (found and found[0]) == options
+        if found:
+            assert room.holds(found[1])
+
+    def test_sentence(self, large):
+        sentence = complaint(large, config(), mesh(large, 2), Room(80 * GIB), local_world=8)
+        assert "cache 57.7 GiB" in sentence
+        assert "use --set cache.dtype=fp8" in sentence
+        assert ". " not in sentence
+
+    def test_shared_memory_counts_once(self, large):
+        """On a CPU what is kept in host memory is no less memory."""
+        memory = memory_of(large, config(cache__device="cpu"), ALONE)
+        assert Room(200 * GIB, 200 * GIB, shared=True).needed(memory) == memory.peak + memory.host_bytes
+        assert not Room(100 * GIB, 100 * GIB, shared=True).holds(memory)
+        assert not Room(100 * GIB, 50 * GIB).holds(memory)
+        assert Room(100 * GIB, 200 * GIB).holds(memory)
+
+    def test_check(self, monkeypatch):
+        settings, device = config("wan-tiny"), torch.device("cpu")
+        monkeypatch.setattr(fit_module, "host_memory", lambda: {"free_bytes": GIB})
+        check_fit(settings, ALONE, device)
+        monkeypatch.setattr(fit_module, "host_memory", lambda: {"free_bytes": None})
+        check_fit(settings, ALONE, device)
+        monkeypatch.setattr(fit_module, "host_memory", lambda: {"free_bytes": 2**23})
+        with pytest.raises(UserError, match=r"a rank needs about .* MiB to decode .* free for it .*: "):
+            check_fit(settings, ALONE, device)
+
+
+def peak_bytes(call, folder):
+    """The most that a call holds at once of what it allocates, on the CPU."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled, torch.inference_mode():
+        call()
+    profiled.export_chrome_trace(str(folder / "trace.json"))
+    events = json.loads((folder / "trace.json").read_text())["traceEvents"]
+    changes = sorted((e["ts"], e["args"]["Bytes"]) for e in events if e.get("name") == "[memory]")
+    held = peak = 0
+    for _, change in changes:
+        held += change
+        peak = max(peak, held)
+    return peak
+
+
+class TestEstimates:
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+    def test_activations(self, dtype, tmp_path):
+        from diffusers import WanTransformer3DModel
+
+        from jano_dist.models.wan import WanTransformer
+
+        torch.manual_seed(0)
+        transformer = WanTransformer3DModel(
+            num_layers=2, num_attention_heads=4, ffn_dim=1382, text_dim=64, freq_dim=32
+        ).to(dtype)
+        model = WanTransformer(transformer)
+        latent, rows = torch.zeros(16, 5, 32, 48), torch.arange(5 * 16 * 24)
+        branch = model.branch(torch.zeros(1, 8, 64))
+
+        def forward():
+            model.forward(latent, torch.tensor([5.0]), branch, rows, NoCache(2))
+
+        with torch.inference_mode():
+            forward()  # makes the text's keys and values
+        geometry = Geometry(16, 16, (4, 8, 8), (1, 2, 2), 2, 4, 128, 1382, 64, 32)
+        parts = _activations(geometry, len(rows), ALONE, CacheConfig(), dtype.itemsize, caches=False)
+        assert sum(parts.values()) == pytest.approx(peak_bytes(forward, tmp_path), rel=0.1)
+
+    def test_decoding(self, large, tmp_path):
+        """With the VAE's real width: with few channels CPU convolutions unfold their input."""
+        from diffusers import AutoencoderKLWan
+
+        settings = config(video__frames=5, video__height=64, video__width=64)
+        estimate = sum(memory_of(large, settings, ALONE).decode.values())
+        vae, latent = AutoencoderKLWan(), torch.zeros(1, 16, 2, 8, 8)
+        assert estimate == pytest.approx(peak_bytes(lambda: vae.decode(latent), tmp_path), rel=0.2)
+
+
+class Result:
+    def __init__(self, code, captured):
+        self.code, self.out, self.err = code, captured.out, captured.err
+
+
+@pytest.fixture
+def plan(capsys):
+    def run(*options):
+        code = cli.run(["plan", *options])
+        return Result(code, capsys.readouterr())
+
+    return run
+
+
+BIG = ("--config", "wan2.1-14b-720p", "--gpus", "16", "--gpus-per-node", "8", "--gpu-memory", "80")
+
+
+class TestCommand:
+    def test_table(self, plan):
+        result = plan(*BIG)
+        assert result.code == 0, result.err
+        for words in ("75600 tokens", "known for its name", "It fits.", "cache", "ring", "Meshes"):
+            assert words in " ".join(result.out.split()), words
+
+    def test_json(self, plan, large):
+        result = plan(*BIG, "--json", "--set", "cache.dtype=fp8", "--active", "0.3")
+        assert result.code == 0, result.err
+        found = json.loads(result.out)
+        degrees = Degrees(**found["mesh"])
+        assert math.prod(degrees) == 16
+        assert found["fits"]
+        assert found["problem"] is None
+        assert (
+            found["memory"]["resident"]["cache"]
+            == memory_of(large, config(cache__dtype="fp8"), degrees).resident["cache"]
+        )
+        assert [step["kind"] for step in found["steps"]] == ["full", "refresh", "moderate", "active"]
+        assert found["steps"][-1]["tokens"] == round(0.3 * token_count(large.geometry, config()))
+        assert len(found["alternatives"]) == 7
+        assert found["model"]["from_table"]
+
+    def test_degrees_and_what_does_not_fit(self, plan):
+        result = plan(*BIG[:2], "--gpus", "2", "--gpu-memory", "80", "--cfg", "1", "--kv", "2", "--json")
+        found = json.loads(result.out)
+        assert result.code == 0
+        assert found["mesh"] == {"cfg": 1, "kv": 2, "ulysses": 1}
+        assert not found["fits"]
+        assert "use --set" in found["problem"]
+
+    @pytest.mark.parametrize("name", ["wan-tiny", "wan2.1-1.3b-480p", "wan2.1-14b-480p"])
+    @pytest.mark.parametrize("policy", ["full", "jano"])
+    def test_every_config(self, plan, name, policy):
+        result = plan("--config", name, "--gpus", "4", "--gpu-memory", "80", "--policy", policy)
+        assert result.code == 0, result.err
+        assert "It fits." in result.out
+
+    @pytest.mark.parametrize(
+        ("options", "words"),
+        [
+            (["--gpus", "12"], ["12 GPUs", "give"]),
+            (["--gpus", "0"], ["--gpus"]),
+            (["--gpu-memory", "0"], ["--gpu-memory must be above 0", "give"]),
+            (["--gpu-memory", "nan"], ["--gpu-memory must be above 0", "give"]),
+            (["--active", "0.9", "--moderate", "0.2"], ["--active 0.9", "give"]),
+            (["--active", "-0.1"], ["--active -0.1", "give"]),
+            (["--ulysses", "3"], ["--ulysses 3 does not fit 16 ranks", "use"]),
+            (["--set", "model.name=nobody/nothing"], ["not on this machine", "fetch it"]),
+            (["--set", "video.frames=80"], ["frames must be 4n+1", "use"]),
+            (["--set", "sampling.steps=8"], ["8 steps", "use more steps"]),
+            (["--config", "nothing"], ["there is no config", "choose"]),
+        ],
+    )
+    def test_bad_input(self, plan, options, words):
+        assert_sentence(plan(*BIG, *options), *words)
