@@ -119,6 +119,14 @@ def words(degrees):
     return results, mesh.is_coordinator, mesh.record(), mesh.take_traffic()
 
 
+def in_the_node(degrees, local_worlds):
+    """What the first of each node says; `local_worlds`: how many ranks each rank believes its node has."""
+    mesh = Mesh(**degrees, local_world=local_worlds[dist.get_rank()])
+    mesh.take_traffic()
+    heard = mesh.broadcast_in_node(torch.full((3,), mesh.rank, dtype=torch.int64))
+    return mesh.local_world, mesh.is_node_lead, heard.tolist(), mesh.take_traffic().nbytes
+
+
 def alone_in_a_gang():
     mesh = Mesh.single()
     rows = torch.arange(3)
@@ -249,6 +257,24 @@ def test_collectives_over_the_world(world, degrees):
         assert results["alike"] == ([], 32 * others)
         assert results["last differs"] == ([world - 1], 32 * others)
         assert results["coordinator differs"] == (list(range(1, world)), 32 * others)
+
+
+@pytest.mark.parametrize(
+    ("world", "degrees", "local_worlds", "size"),
+    [
+        (4, {"cfg": 2, "ulysses": 2}, [2, 2, 2, 2], 2),
+        (4, {"ulysses": 4}, [4, 4, 4, 4], 4),
+        (2, {"cfg": 2}, [1, 1], 1),
+        (2, {"cfg": 2}, [None, None], 1),
+        (4, {"ulysses": 4}, [3, 3, 3, 1], 1),  # uneven nodes: every rank for itself
+        (3, {"ulysses": 3}, [2, 2, 2], 1),
+    ],
+)
+def test_the_first_of_a_node_speaks_to_its_node(world, degrees, local_worlds, size):
+    for rank, answer in enumerate(gang(world, in_the_node, degrees, local_worlds)):
+        lead = rank // size * size
+        nbytes = 3 * 8 * (size - 1) if rank == lead else 0
+        assert answer == (size, rank == lead, [lead] * 3, nbytes)
 
 
 def test_a_single_mesh_in_a_gang_moves_nothing():

@@ -278,7 +278,7 @@ def together():
 
     def run(split):
         if split not in done:
-            done[split] = gang(math.prod(split), grid, split)
+            done[split] = gang(math.prod(split), grid, split, timeout=600, collective_timeout=300)
         return done[split]
 
     return run
@@ -437,7 +437,7 @@ def test_two_collectives_per_layer_forward_and_dimension(split):
 
 @splits([(1, 1, 3), (2, 2, 1)], [(1, 1, 2), (2, 1, 2), (1, 4, 1), (2, 1, 3), (1, 1, 6), (1, 2, 3), (1, 5, 1)])
 def test_odd_maps(alone, split):
-    ranks = gang(math.prod(split), maps, split)
+    ranks = gang(math.prod(split), maps, split, timeout=600, collective_timeout=300)
     for name, (active, moderate, static) in MAPS.items():
         assert_same_video([rank[name] for rank in ranks], alone[name])
         tokens = {"full": 35, "refresh": active + moderate + static, "moderate": active + moderate}
