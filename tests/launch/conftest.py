@@ -1,0 +1,123 @@
+"""Ranks started as users start them, and broken ones."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+LIMIT = 150  # seconds until a test gives up on a process
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What a process left behind."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def sentences(self) -> list[str]:
+        """What we said on stderr; torchrun says much else."""
+        return [line for line in self.err.splitlines() if line.startswith("jano-dist:")]
+
+
+def finish(process: subprocess.Popen) -> Ended:
+    try:
+        out, err = process.communicate(timeout=LIMIT)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    return Ended(process.returncode, out, err)
+
+
+@pytest.fixture
+def start(command, tmp_path):
+    """`start(*command, **environment)`: a process of its own group, in a folder of its own."""
+    started = []
+
+    def begin(*call, **more) -> subprocess.Popen:
+        _, environment = command
+        process = subprocess.Popen(
+            [str(part) for part in call],
+            env={**environment, "FAULTS": str(tmp_path), **more},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        started.append(process)
+        return process
+
+    yield begin
+    for process in started:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+@pytest.fixture
+def generate(small):
+    """The arguments of a quick run: `generate(out, *more)`."""
+
+    def arguments(out, *more) -> list[str]:
+        return ["generate", "a red ball", "--config", str(small), "--out", str(out), *map(str, more)]
+
+    return arguments
+
+
+@pytest.fixture
+def supervised(start, generate):
+    """Two ranks by --nproc of which one breaks: `supervised("raise:1:3", out)`, not yet waited for."""
+
+    def begin(broken, out, *more) -> subprocess.Popen:
+        return start(
+            sys.executable, HERE / "supervised.py", *generate(out, "--nproc", 2, *more), BROKEN=broken
+        )
+
+    return begin
+
+
+@pytest.fixture
+def torchrun(start):
+    """`torchrun(ranks, script or -m module, *arguments)`, waited for."""
+
+    def run(ranks, *call, **environment) -> Ended:
+        launcher = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", ranks)
+        return finish(start(*launcher, *call, **environment))
+
+    return run
+
+
+def pids(folder: Path) -> list[int]:
+    return [int(path.read_text()) for path in folder.glob("pid*")]
+
+
+def alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"  # a zombie is dead, but its parent has not asked
+
+
+def gone(folder: Path, ranks: int, patience: float = 20) -> bool:
+    """Whether all ranks have started and ended."""
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline and any(map(alive, pids(folder))):
+        time.sleep(0.05)
+    return len(pids(folder)) == ranks and not any(map(alive, pids(folder)))
+
+
+def wait_for(path: Path, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + LIMIT
+    while not path.exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
