@@ -116,7 +116,8 @@ def complaint(
     if found:
         option, cheaper = found
         verb = "start" if option.endswith("ranks") else "use"
-        remedy = f"{verb} {option} ({gib(room.needed(cheaper))} per rank)"
+        in_host = f" and {gib(cheaper.host_bytes)} of host memory" if cheaper.host and not room.shared else ""
+        remedy = f"{verb} {option} ({gib(room.needed(cheaper))}{in_host} per rank)"
     return f"{_shortage(memory, room)}: {remedy}"
 
 

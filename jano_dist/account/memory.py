@@ -190,14 +190,15 @@ def _vae_element(config: Config) -> int:
 def _weights(sizes: ModelSizes, config: Config, world: int, element: int) -> tuple[int, int]:
     """Bytes of the transformer on the accelerator and in host memory.
 
-    fsdp: a rank's share, and two layers gathered: one in use, the next arriving. group_offload: two
-    layers and what is outside of the layers, with all of it in host memory.
+    What passes by: two layers, one in use and the next arriving, and what is outside of the layers. With
+    fsdp it comes on top of a rank's share, with group_offload all of the transformer is in host memory.
     """
     whole, layer = sizes.transformer.nbytes(element), sizes.layer.nbytes(element)
+    passing = whole - (sizes.geometry.layers - 2) * layer
     if config.model.weights == "fsdp" and world > 1:
-        return -(-whole // world) + 2 * layer, 0
+        return -(-whole // world) + passing, 0
     if config.model.weights == "group_offload":
-        return whole - (sizes.geometry.layers - 2) * layer, whole
+        return passing, whole
     return whole, 0
 
 
