@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from jano_dist import observe
+from jano_dist.account import check_fit
 from jano_dist.attention.distributed import SequenceAttention
 from jano_dist.cache import Cache, CacheSizes, Keeping, NoCache, make_caches
 from jano_dist.config import Config
@@ -77,8 +78,8 @@ class Engine:
         policies: makes a policy for each generation; called like `make_policy`.
 
     Raises:
-        UserError: a config that does not fit the model, the video, the ranks or this machine; ranks
-            that were started with different configs, software or model files.
+        UserError: a config that does not fit the model, the video, the ranks or this machine's memory;
+            ranks that were started with different configs, software or model files.
     """
 
     def __init__(
@@ -97,6 +98,8 @@ class Engine:
         device = model.device if model else pick_device(config.runtime)
         self.mesh = mesh or self._arrange(geometry, device)
         self._check_alike(loads=model is None)
+        if model is None:
+            check_fit(config, self.mesh.degrees, device, local_world=ranks_per_node())
         started = time.perf_counter()
         self.model: VideoModel = model or load_model(
             config.model.name,
