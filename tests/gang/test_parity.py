@@ -414,7 +414,7 @@ def test_cache_bytes_per_rank(together, alone, split, policy, size):
         assert split[1] > 1 or own * math.prod(split) == whole
 
 
-@splits([(2, 1, 1), (1, 1, 3), (2, 1, 2), (1, 2, 2)], [(1, 1, 2), (1, 2, 1), (2, 2, 1), (1, 1, 6), (2, 1, 3)])
+@splits([(2, 1, 2), (1, 2, 2)], [(2, 1, 1), (1, 1, 3), (1, 1, 2), (1, 2, 1), (2, 2, 1), (1, 1, 6), (2, 1, 3)])
 def test_two_collectives_per_layer_forward_and_dimension(split):
     cfg, kv, ulysses = split
     per_forward = 2 * LAYERS * ((ulysses > 1) + (kv > 1))
@@ -435,7 +435,7 @@ def test_two_collectives_per_layer_forward_and_dimension(split):
             assert set(step) <= {"broadcast", "all_gather", "all_to_all_single"}
 
 
-@splits([(1, 1, 3), (2, 2, 1)], [(1, 1, 2), (2, 1, 2), (1, 4, 1), (2, 1, 3), (1, 1, 6), (1, 2, 3), (1, 5, 1)])
+@splits([(1, 1, 3)], [(2, 2, 1), (1, 1, 2), (2, 1, 2), (1, 4, 1), (2, 1, 3), (1, 1, 6), (1, 2, 3), (1, 5, 1)])
 def test_odd_maps(alone, split):
     ranks = gang(math.prod(split), maps, split, timeout=600, collective_timeout=300)
     for name, (active, moderate, static) in MAPS.items():
@@ -473,7 +473,7 @@ def test_a_second_video_is_not_touched_by_the_first(split):
 class TestFailures:
     """Every rank ends with the same sentence, and nobody waits for a time-out."""
 
-    @pytest.mark.parametrize(("world", "rank"), [(2, 1), (3, 2), (4, 1)])
+    @pytest.mark.parametrize(("world", "rank"), [(2, 1), (4, 1)])
     def test_another_plan_on_one_rank(self, world, rank):
         for sentence in gang(world, another_plan_on, rank):
             assert sentence.startswith(f"rank {rank} made another token plan than the coordinator")
@@ -482,7 +482,7 @@ class TestFailures:
         for sentence in gang(4, broken_weights_on, 3):
             assert sentence.startswith("the latents became non-finite in step 0 (full)")
 
-    @pytest.mark.parametrize(("world", "gone"), [(2, 0), (3, 1), (4, 3)])
+    @pytest.mark.parametrize(("world", "gone"), [(2, 0), (4, 3)])
     def test_a_rank_that_is_gone_in_the_middle(self, world, gone):
         sentences = gang(world, without_a_rank_from_step_5_on, gone, timeout=60, collective_timeout=600)
         assert sentences.pop(gone) is None
@@ -506,7 +506,7 @@ class TestFailures:
         "overrides", [{"mesh.cfg": 1}, pytest.param({"sampling.guidance": 1.0}, marks=slow)]
     )
     def test_a_config_that_leads_to_another_mesh(self, overrides):
-        for sentence in gang(2, another_config_on, [1], overrides, timeout=10):
+        for sentence in gang(2, another_config_on, [1], overrides, timeout=6):
             assert sentence.startswith("config of rank 1 differ from rank 0's: ")
 
     def test_other_versions(self):
