@@ -180,6 +180,8 @@ class Engine:
                 state = self._begin(prompts, sampling.seed)
             with self._phase("denoise", seconds, observer):
                 self._denoise(state, observer)
+            memory = self._memory(state)
+            state.caches = []  # decoding needs the room
             with self._phase("decode", seconds, observer):
                 frames = self.model.decode(state.latent, self.mesh)
 
@@ -189,7 +191,7 @@ class Engine:
         record = {
             "prompt": prompt,
             "config": config.model_dump(mode="json"),
-            **self._record(state, seconds, len(prompts)),
+            **self._record(state, seconds, memory, len(prompts)),
         }
         return Generation(frames, state.latent.clone(), record, levels)
 
@@ -344,20 +346,21 @@ class Engine:
         observe.synchronize(self.model.device)
         seconds[name] = time.perf_counter() - started
 
-    def _record(self, state: State, seconds: dict[str, float], branches: int) -> dict[str, Any]:
+    def _memory(self, state: State) -> dict[str, int]:
+        """Bytes of caches, and of the buffers they share, on the rank that has most of them."""
+        own = torch.tensor([sum(cache.nbytes for cache in state.caches), state.workspace_bytes])
+        caches, workspace = self.mesh.collect(own).amax(0).tolist()
+        return {"cache_bytes_per_rank": caches, "workspace_bytes_per_rank": workspace}
+
+    def _record(
+        self, state: State, seconds: dict[str, float], memory: dict[str, int], branches: int
+    ) -> dict[str, Any]:
         geometry, tokens = self.model.geometry, state.plan.tokens
         text_tokens = self.config.model.max_sequence_length
         text = geometry.text_flops(text_tokens)
         done = text + sum(geometry.forward_flops(step.tokens, tokens, text_tokens) for step in state.steps)
         full = text + len(state.steps) * geometry.forward_flops(tokens, tokens, text_tokens)
-        memory = torch.tensor(
-            [
-                sum(cache.nbytes for cache in state.caches),
-                state.workspace_bytes,
-                observe.peak_bytes(self.model.device),
-            ]
-        )
-        cache_bytes, workspace_bytes, peak_bytes = self.mesh.collect(memory).amax(0).tolist()
+        peak = torch.tensor(observe.peak_bytes(self.model.device))
         return {
             "versions": observe.versions(),
             "mesh": self.mesh.record(),
@@ -365,11 +368,7 @@ class Engine:
             "levels": state.plan.shares(),
             "steps": merge_ranks(state.steps, self.mesh.collect(step_table(state.steps))),
             "seconds": {**seconds, "total": sum(seconds.values())},
-            "memory": {
-                "cache_bytes_per_rank": cache_bytes,
-                "workspace_bytes_per_rank": workspace_bytes,
-                "peak_bytes_per_rank": peak_bytes,
-            },
+            "memory": {**memory, "peak_bytes_per_rank": int(self.mesh.collect(peak).max())},
             "flops": {"full": branches * full, "done": branches * done},
         }
 

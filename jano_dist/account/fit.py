@@ -164,6 +164,8 @@ def _shortage(memory: Memory, room: Room) -> str:
     if phase == "encode":
         parts = memory.encode
     else:
+        if phase == "decode":
+            parts = {name: size for name, size in parts.items() if name not in ("cache", "working buffers")}
         parts["activations" if phase == "denoise" else "decoding"] = sum(getattr(memory, phase).values())
     largest = sorted(parts, key=lambda name: -parts[name])[:3]
     named = ", ".join(f"{name} {gib(parts[name])}" for name in largest)

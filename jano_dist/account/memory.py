@@ -30,9 +30,9 @@ class Memory:
     """Bytes of the rank that needs most.
 
     Attributes:
-        resident: on the accelerator from the first step to the end, by part.
+        resident: on the accelerator from the first step to the last, by part.
         denoise: on top of them at the peak of a full step.
-        decode: on top of them at the peak of decoding.
+        decode: on top of them, less the caches, at the peak of decoding.
         encode: while the text is encoded, when there are weights, but no caches yet.
         host: in host memory for as long as the generation takes.
     """
@@ -50,8 +50,13 @@ class Memory:
         return {
             "encode": sum(self.encode.values()),
             "denoise": resident + sum(self.denoise.values()),
-            "decode": resident + sum(self.decode.values()),
+            "decode": resident - self.freed + sum(self.decode.values()),
         }
+
+    @property
+    def freed(self) -> int:
+        """Of `resident`: caches and their buffers, which go before decoding."""
+        return self.resident["cache"] + self.resident["working buffers"]
 
     @property
     def peak(self) -> int:

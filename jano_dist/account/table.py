@@ -168,7 +168,7 @@ def show_plan(plan: dict[str, Any], console: Console) -> None:
 def _memory_table(memory: dict[str, Any]) -> Table:
     table = Table("phase", "part", title="Memory of the rank that needs most", title_justify="left")
     table.add_column("size", justify="right")
-    groups = {"all steps and decoding": memory["resident"]}
+    groups = {"all steps; decoding without cache": memory["resident"]}
     groups |= {f"{phase}, on top": memory[phase] for phase in ("denoise", "decode")}
     groups |= {"encode, instead": memory["encode"], "host memory": memory["host"]}
     for group, parts in groups.items():

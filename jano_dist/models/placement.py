@@ -94,7 +94,9 @@ def _received(tensor: Tensor, dtype: torch.dtype, home: torch.device, mesh: Mesh
     """A tensor as the node's first rank read it, on `home`."""
     if tensor.is_meta:
         return mesh.broadcast_in_node(torch.empty(tensor.shape, dtype=dtype, device=home))
-    return mesh.broadcast_in_node(tensor.detach().to(home).contiguous())
+    # A copy also where it is there already: on the CPU diffusers leaves it in the mapped file, at any
+    # address, and products with unaligned weights differ in the last bits from those of other ranks.
+    return mesh.broadcast_in_node(tensor.detach().to(home, copy=True).contiguous())
 
 
 def _put(owner: nn.Module, name: str, value: Tensor) -> None:

@@ -140,7 +140,8 @@ class TextEncoder:
 
     def notes(self, prompt: str) -> list[str]:
         """Sentences on what the encoder will not see of a prompt: unknown words, a cut-off end."""
-        tokenizer = AutoTokenizer.from_pretrained(self._folder / "tokenizer")
+        with _sentence(str(self._folder)):
+            tokenizer = AutoTokenizer.from_pretrained(self._folder / "tokenizer")
         notes = []
         unknown = [
             word

@@ -259,7 +259,8 @@ class TestFit:
             (2, 80, None, "--set cache.dtype=fp8"),
             (4, 52, None, "--set cache.kind=hidden"),
             (1, 80, None, "--set cache.device=cpu"),
-            (1, 80, 64, "--set cache.dtype=fp8 --set cache.device=cpu"),
+            (1, 80, 64, "--set cache.dtype=fp8 --set cache.kind=hidden"),
+            (1, 64, 64, "--set cache.dtype=fp8 --set cache.device=cpu"),
             (8, 30, None, "--set model.weights=fsdp"),
             (
                 1,
