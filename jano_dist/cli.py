@@ -150,9 +150,9 @@ def _check_ranks(nproc: int, settings: Config, place: Place) -> None:
 
 
 def _without_option(arguments: list[str], name: str) -> list[str]:
-    """A command line without an option and its value, written either way."""
+    """A command line without an option and its value, written either way and however often."""
     kept = [argument for argument in arguments if not argument.startswith(f"{name}=")]
-    if name in kept:
+    while name in kept:
         place = kept.index(name)
         del kept[place : place + 2]
     return kept
