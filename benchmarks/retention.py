@@ -2,11 +2,11 @@
 
 Retention = (full seconds / jano seconds on 2 ranks) / (the same on 1 process), of the denoising loop.
 All of it is measured in turns inside one pair of ranks; while one process computes alone the other
-rests, so every figure sees the same machine.
+rests, so every figure sees the same machine. The loop's seconds are put together from its steps, each
+kind at the least time any step of that kind took: other work on a machine only ever adds to it.
 """
 
 import argparse
-from statistics import median
 from typing import Any
 
 import torch.distributed as dist
@@ -43,14 +43,16 @@ def measure(overrides: dict[str, Any], preset: str, rounds: int) -> list[dict[st
 
 
 def seconds_of(runs: list[dict[str, Any]], mesh: str, policy: str) -> float:
-    """Median seconds of the denoising loop over the turns."""
-    return median(
-        run["record"]["seconds"]["denoise"] for run in runs if (run["mesh"], run["policy"]) == (mesh, policy)
-    )
+    """Seconds of one denoising loop: its steps, each at the least its kind took in any turn."""
+    turns = [run["record"]["steps"] for run in runs if (run["mesh"], run["policy"]) == (mesh, policy)]
+    least: dict[str, float] = {}
+    for step in (step for steps in turns for step in steps):
+        least[step["kind"]] = min(step["seconds"], least.get(step["kind"], step["seconds"]))
+    return sum(least[step["kind"]] for step in turns[0])
 
 
 def step_kinds(runs: list[dict[str, Any]], mesh: str) -> dict[str, dict[str, float]]:
-    """Per step kind of the jano runs: tokens, and medians of seconds, communication and bytes of a step."""
+    """Per step kind of the jano runs: tokens and bytes of a step, least seconds and communication."""
     steps = [
         step
         for run in runs
@@ -59,7 +61,7 @@ def step_kinds(runs: list[dict[str, Any]], mesh: str) -> dict[str, dict[str, flo
     ]
     return {
         kind: {
-            key: median(step[key] for step in steps if step["kind"] == kind)
+            key: min(step[key] for step in steps if step["kind"] == kind)
             for key in ("tokens", "seconds", "comm_seconds", "comm_bytes")
         }
         for kind in sorted({step["kind"] for step in steps})

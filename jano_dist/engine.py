@@ -96,8 +96,12 @@ class Engine:
         self.latent_shape: Shape3 = geometry.latent_shape(video.frames, video.height, video.width)
         self._policy(geometry)  # says what does not fit before minutes of loading
         device = model.device if model else pick_device(config.runtime)
+        # Before the mesh: ranks of different configs might wait for each other in forming it.
+        everyone = mesh or Mesh(
+            ulysses=ranks_started(), device=device, timeout_seconds=config.runtime.timeout_seconds
+        )
+        self._check_alike(everyone, loads=model is None)
         self.mesh = mesh or self._arrange(geometry, device)
-        self._check_alike(loads=model is None)
         if model is None:
             check_fit(config, self.mesh.degrees, device, local_world=ranks_per_node())
         started = time.perf_counter()
@@ -126,9 +130,9 @@ class Engine:
         timeout = self.config.runtime.timeout_seconds
         return Mesh(**degrees._asdict(), local_world=ranks_per_node(), device=device, timeout_seconds=timeout)
 
-    def _check_alike(self, *, loads: bool) -> None:
+    def _check_alike(self, everyone: Mesh, *, loads: bool) -> None:
         """Ranks that differ here would make different videos, or wait for each other for ever."""
-        if self.mesh.world == 1:
+        if everyone.world == 1:
             return
         facts = {
             "config": self.config.model_dump_json().encode(),
@@ -136,7 +140,7 @@ class Engine:
             "model files": model_digest(self.config.model.name) if loads else b"",
         }
         for what, fact in facts.items():
-            ranks = self.mesh.differing(hashlib.sha256(fact).digest())
+            ranks = everyone.differing(hashlib.sha256(fact).digest())
             if ranks:
                 raise UserError(
                     f"{what} of {_ranks(ranks)} differ from rank 0's: start every rank with the same "
@@ -222,6 +226,7 @@ class Engine:
     def _denoise(self, state: State, observer: Observer) -> None:
         """The loop: decide, compute those rows, step, observe. Writes to `state`."""
         policy = self._policy(self.model.geometry)
+        self.mesh.take_traffic()  # what was sent until here is no part of the first step
         timesteps = state.scheduler.timesteps
         levels: Tensor | None = None
         for index, timestep in enumerate(timesteps):
