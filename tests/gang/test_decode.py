@@ -1,11 +1,15 @@
 """Decoding over several ranks gives what diffusers' own VAE gives in one process."""
 
+from unittest.mock import patch
+
 import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKLWan
+from torch.utils.flop_counter import FlopCounterMode
 
 from jano_dist.mesh import Mesh, ranks_started
+from jano_dist.models import wan_vae
 from jano_dist.models.wan_pipeline import load_wan, model_folder
 from jano_dist.models.wan_vae import VideoDecoder
 from tests.gang.harness import gang
@@ -28,14 +32,17 @@ def latents(shape):
 
 @torch.inference_mode()
 def decoded(dtype, shape, parallel, tiling):
-    """What this rank's decoder returns, twice in a row."""
+    """What this rank's decoder returns, twice in a row, and the FLOPs of the second time."""
     vae = load(dtype)
     if tiling:
         vae.enable_tiling(**TILES)
     decoder, mesh = VideoDecoder(vae, parallel=parallel), Mesh(ulysses=ranks_started())
     latent = latents(shape).to(dtype)
-    results = [decoder.decode(latent, mesh) for _ in range(2)]
-    return [None if video is None else video.float().numpy() for video in results]
+    first = decoder.decode(latent, mesh)
+    with FlopCounterMode(display=False) as work:
+        second = decoder.decode(latent, mesh)
+    videos = [None if video is None else video.float().numpy() for video in (first, second)]
+    return videos, work.get_total_flops()
 
 
 @torch.inference_mode()
@@ -43,7 +50,9 @@ def reference(dtype, shape, tiling):
     vae = load(dtype)
     if tiling:
         vae.enable_tiling(**TILES)
-    return vae.decode(latents(shape).to(dtype), return_dict=False)[0].float().numpy()
+    with FlopCounterMode(display=False) as work:
+        video = vae.decode(latents(shape).to(dtype), return_dict=False)[0]
+    return video.float().numpy(), work.get_total_flops()
 
 
 @pytest.mark.parametrize(
@@ -57,12 +66,12 @@ def reference(dtype, shape, tiling):
     ],
 )
 def test_all_ranks_together(world, dtype, shape, tiling, tolerance):
-    expected = reference(dtype, shape, tiling)
-    for rank, videos in enumerate(gang(world, decoded, dtype, shape, "auto", tiling)):
-        for video in videos:
-            assert video is not None, f"rank {rank} did not take part"
-            if rank == 0:
-                assert np.abs(video - expected).max() <= tolerance
+    expected, whole = reference(dtype, shape, tiling)
+    ranks = gang(world, decoded, dtype, shape, "auto", tiling)
+    for video in ranks[0][0]:
+        assert np.abs(video - expected).max() <= tolerance
+    shares = [work / whole for _, work in ranks]
+    assert 0 < min(shares) <= max(shares) < 0.7, "the ranks decode the same instead of their part"
 
 
 @pytest.mark.parametrize(
@@ -71,23 +80,53 @@ def test_all_ranks_together(world, dtype, shape, tiling, tolerance):
 )
 def test_the_coordinator_alone(parallel, shape):
     ranks = gang(3, decoded, torch.float32, shape, parallel, False)
-    assert (ranks[0][0] == reference(torch.float32, shape, False)).all()
-    assert ranks[1:] == [[None, None]] * 2
+    expected, whole = reference(torch.float32, shape, False)
+    (videos, work), *others = ranks
+    assert all((video == expected).all() for video in videos)
+    assert work == whole
+    assert others == [([None, None], 0)] * 2
 
 
-def model_frames(world):
+def load_model(**vae):
     settings = {"dtype": "auto", "vae_dtype": "bfloat16", "max_sequence_length": 32}
-    model = load_wan("wan-tiny", device=torch.device("cpu"), **settings)
-    with torch.inference_mode():
-        mesh = Mesh(ulysses=world)
-        together = model.decode(latents((2, 8, 6))[0], mesh)
-        alone = model.decode(latents((2, 8, 6))[0], Mesh.single())
-    return together, alone
+    return load_wan("wan-tiny", device=torch.device("cpu"), **settings, **vae)
+
+
+@torch.inference_mode()
+def model_frames(world):
+    model, mesh = load_model(), Mesh(ulysses=world)
+    with patch.object(wan_vae, "parallelize_decoder", wraps=wan_vae.parallelize_decoder) as install:
+        frames = [model.decode(latents((2, 8, 6))[0], each) for each in (mesh, Mesh.single(), mesh)]
+    return frames, install.call_count
 
 
 def test_a_model_decodes_with_any_mesh_and_only_the_coordinator_has_frames():
-    (frames, alone), (nothing, _) = gang(2, model_frames, 2)
+    ((frames, alone, again), installed), ((nothing, alone_too, _), _) = gang(2, model_frames, 2)
     assert frames.shape == alone.shape == (5, 64, 48, 3)
     assert frames.dtype == np.uint8
     assert np.abs(frames.astype(int) - alone).max() <= 2
+    assert (frames == again).all()
+    assert (alone == alone_too).all()
     assert nothing.shape == (0, 64, 48, 3)
+    assert installed == 1
+
+
+@torch.inference_mode()
+def model_work(world, shape, vae):
+    """FLOPs of this rank's decoding."""
+    model, mesh = load_model(**vae), Mesh(ulysses=world)
+    with FlopCounterMode(display=False) as work:
+        model.decode(latents(shape)[0], mesh)
+    return work.get_total_flops()
+
+
+def test_vae_parallel_of_the_config_is_heard():
+    first, second = gang(2, model_work, 2, (1, 4, 4), {"vae_parallel": "single"})
+    assert first == model_work(1, (1, 4, 4), {})
+    assert second == 0
+
+
+def test_vae_tiling_of_the_config_is_heard():
+    shape = (1, 34, 2)  # more rows than one tile has
+    tiled = model_work(1, shape, {"vae_tiling": True})
+    assert tiled > model_work(1, shape, {}), "tiles overlap, so they are more work"
