@@ -17,16 +17,15 @@ from diffusers import ContextParallelConfig, WanPipeline
 
 from benchmarks.common import PROMPTS, save
 from jano_dist import Config, Engine, load_config
-from jano_dist.models.wan_pipeline import model_folder
 from tests.gang.harness import gang
+from tests.parity.diffusers_pipeline import wan_tiny_pipeline
 
 
-def diffusers_pipeline(config: Config) -> WanPipeline:
+def diffusers_pipeline() -> WanPipeline:
     """diffusers' own pipeline with its transformer spread over the two ranks."""
     torch.accelerator.device_count = lambda: 1  # diffusers asks for accelerators, and a CPU has none
-    pipeline = WanPipeline.from_pretrained(model_folder(config.model.name), dtype=torch.float32)
+    pipeline = wan_tiny_pipeline()
     pipeline.transformer.enable_parallelism(config=ContextParallelConfig(ulysses_degree=2))
-    pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
@@ -55,7 +54,7 @@ def their_steps(pipeline: WanPipeline, config: Config) -> tuple[list[float], tor
 
 def measure(overrides: dict[str, Any], rounds: int) -> dict[str, Any]:
     config = load_config("wan-tiny", policy="full", overrides={**overrides, "mesh.ulysses": 2})
-    engine, pipeline = Engine(config), diffusers_pipeline(config)
+    engine, pipeline = Engine(config), diffusers_pipeline()
     ours: list[float] = []
     theirs: list[float] = []
     difference, communication = 0.0, []

@@ -4,23 +4,22 @@ import argparse
 from typing import Any
 
 import torch
-from diffusers import WanPipeline, WanTransformer3DModel
+from diffusers import WanTransformer3DModel
 
 from benchmarks.common import PROMPTS, save
 from jano_dist import Engine, load_config
 from jano_dist.cache import KVCache
 from jano_dist.models.wan import WanTransformer
-from jano_dist.models.wan_pipeline import model_folder
 from jano_dist.tokens.plan import TokenPlan
 from jano_dist.tokens.schedule import StepKind
+from tests.parity.diffusers_pipeline import wan_tiny_pipeline
 
 SIZES = ((17, 128, 128), (9, 96, 160))
 
 
 def full_against_diffusers(steps: int) -> list[dict[str, Any]]:
     """max |latent difference| to `WanPipeline`, three prompts at two sizes."""
-    pipeline = WanPipeline.from_pretrained(model_folder("wan-tiny"))
-    pipeline.set_progress_bar_config(disable=True)
+    pipeline = wan_tiny_pipeline()
     model: Any = None
     rows = []
     for frames, height, width in SIZES:
@@ -108,7 +107,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    tiny = WanPipeline.from_pretrained(model_folder("wan-tiny")).transformer
+    tiny = wan_tiny_pipeline().transformer
     text = torch.randn(1, 32, tiny.config.text_dim, generator=torch.Generator().manual_seed(1))
     latent = torch.randn(16, 5, 16, 16, generator=torch.Generator().manual_seed(2))
     figures = {

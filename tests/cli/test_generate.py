@@ -125,10 +125,12 @@ class TestRecord:
         assert [step["index"] for step in record["steps"]] == list(range(12))
         assert [step["tokens"] for step in record["steps"]] == [round(share[kind] * TOKENS) for kind in KINDS]
         for step in record["steps"]:
-            assert set(step) == {"index", "kind", "tokens", "seconds", "comm_bytes"}
+            assert set(step) == {"index", "kind", "tokens", "seconds", "comm_seconds", "comm_bytes", "ranks"}
             assert type(step["tokens"]) is int
             assert step["seconds"] > 0
-            assert step["comm_bytes"] == 0  # one process
+            assert step["comm_seconds"] == step["comm_bytes"] == 0  # one process
+            own = {name: [step[name]] for name in ("tokens", "seconds", "comm_seconds", "comm_bytes")}
+            assert step["ranks"] == own
 
     def test_seconds(self, record):
         seconds = dict(record["seconds"])
@@ -142,7 +144,9 @@ class TestRecord:
         sizes = json.loads((model_copy.folder / "transformer" / "config.json").read_text())
         width = sizes["num_attention_heads"] * sizes["attention_head_dim"]
         branches, keys_and_values, float32 = 2, 2, 4
-        assert set(record["memory"]) == {"cache_bytes_per_rank", "peak_bytes_per_rank"}
+        names = {"cache_bytes_per_rank", "workspace_bytes_per_rank", "peak_bytes_per_rank"}
+        assert set(record["memory"]) == names
+        assert record["memory"]["workspace_bytes_per_rank"] == 0  # the rows of `kv` are used where they lie
         wanted = branches * keys_and_values * sizes["num_layers"] * TOKENS * width * float32
         assert record["memory"]["cache_bytes_per_rank"] == wanted
         assert record["memory"]["peak_bytes_per_rank"] > wanted
@@ -243,7 +247,7 @@ def test_progress_bar_on_a_terminal():
     with command_line._Bar(console) as bar:
         bar.phase("denoise")
         for index in range(6):
-            bar.step(StepRecord(index, "moderate", 12, 0.1, 0), 20)
+            bar.step(StepRecord(index, "moderate", 12, 12, 0.1, 0.0, 0), 20)
     for word in ("denoise", "6/20", "moderate, 12 tokens", "0:00"):
         assert word in screen.getvalue()
 

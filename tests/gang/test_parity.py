@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from diffusers import WanPipeline
 
 from jano_dist import Engine, load_config
 from jano_dist.errors import PeerLost, RunError, UserError
@@ -20,6 +19,7 @@ from jano_dist.observe import NullObserver
 from jano_dist.tokens.plan import TokenPlan
 from jano_dist.tokens.schedule import StepKind
 from tests.gang.harness import Leave, gang
+from tests.parity.diffusers_pipeline import wan_tiny_pipeline
 
 PROMPT = "a red ball moves left over a navy striped background"
 
@@ -287,8 +287,7 @@ def together():
 @pytest.fixture(scope="module")
 def diffusers_latents():
     """`diffusers_latents(size, guidance)`: of diffusers' own pipeline, made once."""
-    pipeline = WanPipeline.from_pretrained(model_folder("wan-tiny"))
-    pipeline.set_progress_bar_config(disable=True)
+    pipeline = wan_tiny_pipeline()
 
     @functools.cache
     def make(size, guidance):

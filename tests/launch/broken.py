@@ -1,15 +1,17 @@
 """A rank in which something goes wrong: the command line, with a fault built in. Run as a script.
 
-BROKEN is `HOW:RANK:STEP`; HOW is raise, kill or hang. Every rank writes its process id, and the broken
-one the time of its fault, to the folder FAULTS.
+BROKEN is `HOW:RANK:STEP`; HOW is raise, kill, hang or full (no space left). STEP may be `write`: when the
+run folder is half written. Every rank writes its process id, and the broken one the time of its fault, to
+the folder FAULTS.
 """
 
+import errno
 import os
 import signal
 import time
 from pathlib import Path
 
-from jano_dist import cli
+from jano_dist import cli, run_folder
 from jano_dist.engine import Engine
 
 
@@ -19,20 +21,24 @@ def break_down(how: str) -> None:
         raise ValueError("boom")
     if how == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
+    if how == "full":
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     time.sleep(1000)
 
 
 def main() -> None:
     how, rank, step = os.environ["BROKEN"].split(":")
     (Path(os.environ["FAULTS"]) / f"pid{os.environ['RANK']}").write_text(str(os.getpid()))
-    velocity = Engine._velocity
+    velocity, mine = Engine._velocity, os.environ["RANK"] == rank
 
     def broken(self, state, index, *rest):
-        if os.environ["RANK"] == rank and index == int(step):
+        if mine and str(index) == step:
             break_down(how)
         return velocity(self, state, index, *rest)
 
     Engine._velocity = broken
+    if mine and step == "write":
+        run_folder.timeline_picture = lambda *_: break_down(how)
     cli.main()
 
 

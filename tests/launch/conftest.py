@@ -60,6 +60,8 @@ def start(command, tmp_path):
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+    for pid in filter(alive, pids(tmp_path)):  # torchrun's are in groups of their own
+        os.kill(pid, signal.SIGKILL)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from tests.cli.sentence import assert_sentence
 from tests.launch.conftest import HERE, finish, gone, wait_for
 
 
@@ -73,6 +74,42 @@ def test_a_rank_that_raises_under_torchrun(torchrun, generate, earlier, tmp_path
     assert untouched(earlier)
 
 
+@pytest.mark.slow
+def test_a_disk_that_is_full(supervised, earlier, tmp_path):
+    ended = finish(supervised("full:0:write", earlier))
+    assert ended.code == 1
+    assert ended.err.splitlines() == ended.sentences
+    (sentence,) = ended.sentences
+    assert "the run could not be written" in sentence
+    assert "No space left on device" in sentence
+    assert gone(tmp_path, 2)
+    assert untouched(earlier)
+
+
+@pytest.mark.slow
+def test_stopped_while_it_writes(supervised, earlier, tmp_path):
+    """What is half written goes."""
+    process = supervised("hang:0:write", earlier)
+    wait_for(tmp_path / "time", process)
+    process.terminate()
+    ended = finish(process)
+    assert ended.code == 143
+    assert gone(tmp_path, 2)
+    assert untouched(earlier)
+
+
+@pytest.mark.slow
+def test_interrupted_before_the_ranks_have_met(supervised, earlier, tmp_path):
+    process = supervised("hang:1:1", earlier)
+    wait_for(tmp_path / "pid0", process)
+    wait_for(tmp_path / "pid1", process)
+    os.killpg(process.pid, signal.SIGINT)
+    ended = finish(process)
+    assert (ended.code, ended.err) == (130, "jano-dist: interrupted: nothing was written\n")
+    assert gone(tmp_path, 2)
+    assert untouched(earlier)
+
+
 def test_the_supervisor_killed(supervised, earlier, tmp_path):
     process = supervised("hang:1:1", earlier)
     wait_for(tmp_path / "time", process)
@@ -92,8 +129,8 @@ def test_the_supervisor_stopped(supervised, earlier, tmp_path, number, code):
     (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
     ended = finish(process)
     assert ended.code == code
-    if number == signal.SIGINT:
-        assert ended.err.splitlines() == ["jano-dist: interrupted: nothing was written"]
+    said = ["jano-dist: interrupted: nothing was written"] if number == signal.SIGINT else []
+    assert ended.err.splitlines() == said  # who sends SIGTERM knows why
     assert gone(tmp_path, 2)
     assert untouched(earlier)
 
@@ -165,6 +202,21 @@ class TestBadInput:
         assert ended.code == 2
         (sentence,) = ended.sentences
         assert "in use: set MASTER_PORT to a free port" in sentence
+
+    @pytest.mark.slow
+    def test_no_address(self, start, generate, tmp_path):
+        place = {"RANK": "0", "WORLD_SIZE": "2"}
+        ended = finish(start(sys.executable, "-m", "jano_dist", *generate(tmp_path / "run"), **place))
+        assert ended.code == 2
+        assert ended.err.splitlines() == ended.sentences
+        (sentence,) = ended.sentences
+        assert "MASTER_ADDR is not set: start the ranks with --nproc or torchrun" in sentence
+
+    def test_a_rank_without_a_number(self, cli, generate, tmp_path, monkeypatch):
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        monkeypatch.delenv("RANK", raising=False)
+        result = cli(*generate(tmp_path / "run"))
+        assert_sentence(result, "RANK is not set", "start the ranks with --nproc or torchrun")
 
     def test_a_rank_that_never_comes(self, start, generate, tmp_path, free_port):
         call = ["--set", "runtime.timeout_seconds=3"]

@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-from diffusers import WanPipeline
 
 from jano_dist import Engine, load_config
-from jano_dist.models.wan_pipeline import model_folder
+from tests.parity.diffusers_pipeline import wan_tiny_pipeline
 
 SMALL = {"video.frames": 9, "video.height": 96, "video.width": 64, "sampling.steps": 10}
 JANO = {"policy.warmup": 4, "policy.cooldown": 1, "policy.block": [1, 2, 2]}
@@ -18,10 +17,8 @@ def _one_thread():
 
 @pytest.fixture(scope="session")
 def pipeline():
-    """diffusers' own pipeline, untouched."""
-    pipe = WanPipeline.from_pretrained(model_folder("wan-tiny"))
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    """diffusers' own pipeline."""
+    return wan_tiny_pipeline()
 
 
 @pytest.fixture(scope="session")

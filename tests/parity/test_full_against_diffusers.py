@@ -3,11 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from diffusers import WanPipeline
 
 from jano_dist import Engine, load_config
-from jano_dist.models.wan_pipeline import model_folder
 from tests.parity.conftest import SMALL
+from tests.parity.diffusers_pipeline import wan_tiny_pipeline
 
 
 def reference(pipeline, prompt, seed, *, guidance, negative="", shape=(9, 96, 64), steps=10, output="latent"):
@@ -74,8 +73,7 @@ def test_a_second_prompt_is_not_touched_by_the_first(engine):
 
 def test_bfloat16():
     """The modules that diffusers keeps in float32 stay so: still the same latents."""
-    theirs = WanPipeline.from_pretrained(model_folder("wan-tiny"), dtype=torch.bfloat16)
-    theirs.set_progress_bar_config(disable=True)
+    theirs = wan_tiny_pipeline(torch.bfloat16)
     settings = {**SMALL, "sampling.guidance": 4.0, "model.dtype": "bfloat16"}
     ours = Engine(load_config("wan-tiny", policy="full", overrides=settings)).generate("a red ball", seed=4)
     assert (ours.latents - reference(theirs, "a red ball", 4, guidance=4.0)).abs().max() <= 1e-5

@@ -45,9 +45,9 @@ def test_partial_step_equals_the_rows_of_a_full_forward(pipeline, model, kind):
     whole[rows] = ours
     ours_by_token = token_rows(model.unpatchify(whole, shape), geometry.patch)[rows]
     assert 0 < rows.numel() < plan.tokens
-    assert (ours_by_token - token_rows(theirs, geometry.patch)[rows]).abs().max() <= 1e-6 * max(
-        1.0, float(theirs.abs().max())
-    )
+    # Fewer rows are summed in another order: some last bits of float32 (1.2e-7 of the value).
+    bound = 2e-6 * float(theirs.abs().max())
+    assert (ours_by_token - token_rows(theirs, geometry.patch)[rows]).abs().max() <= bound
 
 
 @torch.inference_mode()
