@@ -101,8 +101,14 @@ def main() -> None:
     runs = gang(2, measure, overrides, args.preset, args.rounds, timeout=3000, collective_timeout=1000)[0]
     tokens = runs[0]["record"]["steps"][0]["tokens"]
     rows = summary(runs)
-    save(f"retention-{tokens}-tokens", {"tokens": tokens, "preset": args.preset, "rounds": args.rounds,
-         "levels": runs[-1]["record"]["levels"], "meshes": rows})  # fmt: skip
+    figures = {
+        "tokens": tokens,
+        "preset": args.preset,
+        "rounds": args.rounds,
+        "levels": runs[-1]["record"]["levels"],
+        "meshes": rows,
+    }
+    save(f"retention-{tokens}-tokens-{args.steps}-steps", figures)
 
 
 if __name__ == "__main__":

@@ -155,7 +155,7 @@ class Engine:
         negative_prompt: str | None = None,
         observer: Observer | None = None,
     ) -> Generation:
-        """Make one video.
+        """Make one video. On several ranks all call it together, and the coordinator's arguments count.
 
         Args:
             prompt: what it shows.
@@ -204,7 +204,7 @@ class Engine:
         plan = TokenPlan.natural(int(np.prod(self._token_shape())), model.device)
         branches = self._branches(prompts)
         return State(
-            latent=model.noise(self.latent_shape, seed),
+            latent=self.mesh.broadcast(model.noise(self.latent_shape, seed).contiguous()),
             branches=branches,
             caches=[NoCache(model.geometry.layers) for _ in branches],
             plan=plan,

@@ -145,6 +145,15 @@ def one_after_the_other(split):
     return videos
 
 
+def asked_for_different_videos(split):
+    """The coordinator is asked for the video of `alone`, the others for one each."""
+    rank = dist.get_rank()
+    engine = Engine(config("jano", "clip", **mesh_of(split)))
+    prompt, negative = (PROMPT, "") if rank == 0 else ("a blue box", "a red ball")
+    made = engine.generate(prompt, seed=1 + rank, negative_prompt=negative)
+    return made.latents.numpy(), made.levels, made.record
+
+
 class Collectives(NullObserver):
     """Counts what torch.distributed is asked for: in each forward (beside its cache) and in each step."""
 
@@ -427,8 +436,8 @@ def test_two_collectives_per_layer_forward_and_dimension(split):
         of_a_step = forwards_per_step * per_forward + (cfg > 1) + (kv * ulysses > 1)
         for index, step in enumerate(steps):
             mapped = index == KINDS.index("refresh")
-            # Decisions, the map; in the first step the text. With the map, the digests of the plans.
-            assert step["broadcast"] == 1 + mapped + (index == 0)
+            # Decisions, the map; in the first step text and noise. With the map, the digests of the plans.
+            assert step["broadcast"] == 1 + mapped + 2 * (index == 0)
             assert step.get("all_gather", 0) == mapped
             assert step["all_to_all_single"] == of_a_step
             assert set(step) <= {"broadcast", "all_gather", "all_to_all_single"}
@@ -458,6 +467,10 @@ def test_without_guidance_two_ranks_share_the_one_branch(diffusers_latents):
             assert step["comm_bytes"] == wanted
     assert record["memory"]["cache_bytes_per_rank"] == cache_bytes(45, (1, 1, 2), branches=1)
     assert np.abs(ranks[0]["full"][0] - diffusers_latents("clip", 1.0)).max() <= 1e-4
+
+
+def test_the_coordinators_wish_counts(alone):
+    assert_same_video(gang(2, asked_for_different_videos, (2, 1, 1)), alone["jano", "clip"])
 
 
 @splits([(2, 1, 2)], [(2, 1, 1), (1, 1, 3), (1, 2, 2)])

@@ -11,6 +11,8 @@ import signal
 import time
 from pathlib import Path
 
+os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"  # the command line does so before it imports torch
+
 from jano_dist import cli, run_folder
 from jano_dist.engine import Engine
 

@@ -57,6 +57,7 @@ def test_the_coordinator_killed(supervised, earlier, tmp_path):
 def test_a_rank_that_hangs(supervised, earlier, tmp_path):
     ended = finish(supervised("hang:1:3", earlier, "--set", "runtime.timeout_seconds=6"))
     assert ended.code == 1
+    assert ended.err.splitlines() == ended.sentences
     (sentence,) = ended.sentences
     assert "rank 0 failed in step 3: contact with another rank was lost" in sentence
     assert "runtime.timeout_seconds" in sentence
