@@ -7,8 +7,9 @@ from jano_dist.errors import RunError, UserError
 
 if TYPE_CHECKING:
     from jano_dist.engine import Engine, Generation
+    from jano_dist.runtime import join
 
-__all__ = ["Config", "Engine", "Generation", "RunError", "UserError", "load_config"]
+__all__ = ["Config", "Engine", "Generation", "RunError", "UserError", "join", "load_config"]
 
 
 def __getattr__(name: str) -> Any:
@@ -17,4 +18,8 @@ def __getattr__(name: str) -> Any:
         from jano_dist import engine
 
         return getattr(engine, name)
+    if name == "join":
+        from jano_dist.runtime import join
+
+        return join
     raise AttributeError(f"module 'jano_dist' has no attribute {name!r}")

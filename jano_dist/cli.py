@@ -27,6 +27,7 @@ app = typer.Typer(add_completion=False, help=__doc__, pretty_exceptions_enable=F
 # What typer raises for a wrong command line: click's UsageError, or its own copy under a private name.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
+_RANKS_PER_CORE = 16  # far more than is of any use; beyond it a machine comes to a standstill
 _INTERRUPTED = "interrupted: nothing was written"
 
 
@@ -139,6 +140,12 @@ def _check_ranks(nproc: int, settings: Config, place: Place) -> None:
     """What can be said of --nproc before any rank is started."""
     if place.world > 1:
         raise UserError("--nproc starts ranks, but torchrun has started some already: leave it out")
+    most = _RANKS_PER_CORE * (os.cpu_count() or 1)
+    if nproc > most:
+        raise UserError(
+            f"--nproc {nproc} is more than {_RANKS_PER_CORE} ranks for each core of this machine: "
+            f"start at most {most}"
+        )
     asked = {name: degree for name, degree in settings.mesh.model_dump().items() if degree}
     product = math.prod(asked.values())
     if nproc % product or (len(asked) == 3 and nproc != product):

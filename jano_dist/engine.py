@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from jano_dist.mesh import Mesh, choose_degrees, ranks_started
 from jano_dist.models import Branch, Geometry, VideoModel, load_model, model_digest, read_geometry
 from jano_dist.observe import NullObserver, Observer, StepRecord, merge_ranks, step_table
 from jano_dist.policies import Policy, make_policy
-from jano_dist.runtime import pick_device, ranks_per_node
+from jano_dist.runtime import pick_device, ranks_per_node, require_gang
 from jano_dist.sampling.guidance import guidance_on, guide
 from jano_dist.sampling.velocity import VelocityRows
 from jano_dist.tokens.complexity import ACTIVE
@@ -79,7 +80,7 @@ class Engine:
 
     Raises:
         UserError: a config that does not fit the model, the video, the ranks or this machine's memory;
-            ranks that were started with different configs, software or model files.
+            ranks that were started with different configs, software or model files, or that have not joined.
     """
 
     def __init__(
@@ -92,6 +93,8 @@ class Engine:
     ) -> None:
         self.config, self._make_policy = config, policies
         geometry = model.geometry if model else read_geometry(config.model.name)
+        if mesh is None:
+            require_gang()
         video = config.video
         self.latent_shape: Shape3 = geometry.latent_shape(video.frames, video.height, video.width)
         self._policy(geometry)  # says what does not fit before minutes of loading
@@ -135,16 +138,16 @@ class Engine:
         if everyone.world == 1:
             return
         facts = {
-            "config": self.config.model_dump_json().encode(),
-            "software": repr(observe.versions()).encode(),
-            "model files": model_digest(self.config.model.name) if loads else b"",
+            "another config": self.config.model_dump_json().encode(),
+            "other software versions": repr(observe.versions()).encode(),
+            "other model files": model_digest(self.config.model.name) if loads else b"",
         }
         for what, fact in facts.items():
             ranks = everyone.differing(hashlib.sha256(fact).digest())
             if ranks:
                 raise UserError(
-                    f"{what} of {_ranks(ranks)} differ from rank 0's: start every rank with the same "
-                    "command line, files and versions"
+                    f"{what} on {_ranks(ranks)} than on rank 0: start every rank with the same command line, "
+                    "files and versions"
                 )
 
     def generate(
@@ -176,7 +179,9 @@ class Engine:
         prompts = [prompt, sampling.negative_prompt] if guidance_on(sampling.guidance) else [prompt]
         for note in self.model.notes(prompt):
             observer.note(note)
+        made = datetime.now(UTC).isoformat(timespec="seconds")
         seconds = {"load": self._load_seconds}
+        self._load_seconds = 0.0  # of the first video
         observe.reset_peak(self.model.device)
 
         with torch.inference_mode():
@@ -195,6 +200,8 @@ class Engine:
         record = {
             "prompt": prompt,
             "config": config.model_dump(mode="json"),
+            "made": made,
+            "device": observe.device_name(self.model.device),
             **self._record(state, seconds, memory, len(prompts)),
         }
         return Generation(frames, state.latent.clone(), record, levels)

@@ -10,6 +10,7 @@ import ctypes
 import json
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -98,24 +99,62 @@ def open_store(place: Place, timeout: timedelta) -> "Store":
 
     Raises:
         UserError: MASTER_ADDR or MASTER_PORT is missing.
-        torch.distributed.DistError: it cannot be reached, or hosted.
+        torch.distributed.DistError: it cannot be reached within `timeout`, or hosted.
     """
-    from torch.distributed import TCPStore
-
-    address = os.environ.get("MASTER_ADDR")
+    address, port = os.environ.get("MASTER_ADDR"), _number("MASTER_PORT", None)
     if not address:
         raise UserError(
             "MASTER_ADDR is not set: start the ranks with --nproc or torchrun, or set it to rank 0's host"
         )
-    store = TCPStore(
-        address,
-        _number("MASTER_PORT", None),
-        is_master=_hosts(place),
-        wait_for_workers=False,
-        timeout=timeout,
-        multi_tenant=True,  # a second call in the same process finds the first one's server
-    )
-    return shared(store)
+    deadline = time.monotonic() + timeout.total_seconds()
+    if not _hosts(place):
+        _await_listener(address, port, deadline)
+    return shared(_connect(address, port, _hosts(place), timeout, deadline))
+
+
+def _await_listener(address: str, port: int, deadline: float) -> None:
+    """Wait until something listens. torch's own waiting hears no signals, and ends with a page of C++."""
+    listens = False
+    while not listens:
+        try:
+            patience = max(0.1, deadline - time.monotonic())
+            socket.create_connection((address, port), timeout=patience).close()
+            listens = True
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise _unreachable(str(error)) from error
+            time.sleep(0.1)
+
+
+def _connect(address: str, port: int, hosts: bool, timeout: timedelta, deadline: float) -> "Store":
+    """A thread connects, because torch waits for ever for the answer of a server that is no store."""
+    from torch.distributed import TCPStore
+
+    stores: list[Store] = []
+    errors: list[Exception] = []
+
+    def connect() -> None:
+        try:
+            # multi_tenant: a second call in the same process finds the first one's server.
+            store = TCPStore(
+                address, port, is_master=hosts, wait_for_workers=False, timeout=timeout, multi_tenant=True
+            )
+            stores.append(store)
+        except Exception as error:
+            errors.append(error)
+
+    connecting = threading.Thread(target=connect, daemon=True)
+    connecting.start()
+    connecting.join(max(1.0, deadline - time.monotonic()))
+    if stores:
+        return stores[0]
+    raise errors[0] if errors else _unreachable("what listens there gives no answer")
+
+
+def _unreachable(reason: str) -> Exception:
+    from torch.distributed import DistNetworkError
+
+    return DistNetworkError(reason)
 
 
 def shared(store: "Store") -> "Store":
@@ -177,7 +216,7 @@ def fail_stop(
     try:
         store = open_store(place, _REACH)
         if isinstance(error, PeerLost):
-            _await_cause(store)
+            sentence = f"{sentence}{_await_cause(store, place)}"
         cause = Cause(place.rank, code, _located(place, error, code, sentence, where(store, place.rank)))
         speaks = claim(store, cause) == cause
     except (RuntimeError, UserError):  # no store, so nobody knows what the others say
@@ -211,11 +250,15 @@ def _hosts(place: Place) -> bool:
     return place.is_coordinator and not agent
 
 
-def _await_cause(store: "Store") -> None:
+def _await_cause(store: "Store", place: Place) -> str:
+    """Give another rank the time to say why it failed; if none does, which of them gave no sign at all."""
+    store.set(f"noticed/{place.rank}", "")
     try:
         store.wait(["cause"], _PATIENCE)
-    except RuntimeError:  # nobody else says anything: then this rank does
-        return
+    except RuntimeError:  # nobody says anything: then this rank does
+        silent = [rank for rank in range(place.world) if not store.check([f"noticed/{rank}"])]
+        return f", and no sign came from rank {', '.join(map(str, silent))}" if silent else ""
+    return ""
 
 
 def _located(place: Place, error: BaseException, code: int, sentence: str, position: str) -> str:

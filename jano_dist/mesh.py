@@ -9,6 +9,7 @@ One process is a mesh of one rank, whose collectives move nothing.
                                            rank 2 - rank 3    uncond branch
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -321,9 +322,11 @@ def choose_degrees(
     listed = " or ".join(
         " ".join(f"--{dim} {degree}" for dim, degree in zip(DIMS, degrees, strict=True)) for degrees in valid
     )
+    needed = math.prod(degree or 1 for degree in _wishes(asked))
+    more = f", or start {needed} ranks (--nproc {needed})" if needed > world else ""
     raise UserError(
         f"{wish} does not fit {world} rank{'s' if world > 1 else ''} with {heads} heads and "
-        f"guidance {'on' if guided else 'off'}: use {listed}"
+        f"guidance {'on' if guided else 'off'}: use {listed}{more}"
     )
 
 

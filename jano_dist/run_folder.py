@@ -32,9 +32,9 @@ def _check_target(out: Path) -> None:
         raise UserError(
             f"--out {out} is not a folder: give a new folder, or the folder of an earlier run to replace it"
         )
-    if out.is_dir() and any(out.iterdir()) and not (out / "run.json").is_file():
+    if out.is_dir() and any(out.iterdir()) and not _is_run(out):
         raise UserError(
-            f"--out {out} exists and is not a run folder (no run.json): give a new folder, "
+            f"--out {out} exists and is not a run folder (no run.json of ours): give a new folder, "
             "or the folder of an earlier run to replace it"
         )
     # The nearest folder that exists: what is made is made in it, first the temporary one.
@@ -48,6 +48,15 @@ def _check_target(out: Path) -> None:
             raise UserError(
                 f"--out {out} cannot be written because {folder} is read-only: give one elsewhere"
             )
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether the folder holds a run of ours; other tools write a run.json, too."""
+    try:
+        record = json.loads((folder / "run.json").read_text())
+        return "jano_dist" in record["versions"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return False
 
 
 def write_run(out: Path, generation: Generation, *, fps: int, save_latents: bool) -> None:

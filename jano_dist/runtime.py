@@ -44,6 +44,20 @@ def ranks_per_node() -> int:
     return find_place().local_world
 
 
+def require_gang() -> None:
+    """Refuse to go on alone where a launcher has started several ranks: each would make the whole video.
+
+    Raises:
+        UserError: there are several and this process has not joined the others.
+    """
+    world = find_place().world
+    if world > 1 and not dist.is_initialized():
+        raise UserError(
+            f"WORLD_SIZE is {world} but this process has not joined the other ranks: build the engine inside "
+            "`with jano_dist.join(config.runtime):`, or give it mesh=Mesh.single()"
+        )
+
+
 @contextmanager
 def join(config: RuntimeConfig) -> Iterator[Store]:
     """Form the process group of all ranks, and leave it at the end. One process needs none.

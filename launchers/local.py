@@ -24,6 +24,7 @@ COMMAND = (sys.executable, "-m", "jano_dist")
 _POLL = 0.02  # seconds
 _GRACE = 1.0  # seconds a rank has to remove what it has half written
 _LOOPBACK = "127.0.0.1"
+_SIGNALS = {signal.SIGINT, signal.SIGTERM}
 
 
 def launch(ranks: int, arguments: Sequence[str], *, command: Sequence[str] = COMMAND) -> None:
@@ -75,7 +76,8 @@ def _environment(rank: int, ranks: int, port: int) -> dict[str, str]:
 
 def _host(listener: socket.socket) -> "Store":
     """The store on a socket that is open already, so that its port is nobody else's; loopback only."""
-    from torch.distributed import TCPStore
+    with _striking():  # this takes seconds
+        from torch.distributed import TCPStore
 
     port = listener.getsockname()[1]
     return shared(
@@ -110,7 +112,8 @@ def _death(store: "Store", rank: int, code: int) -> Cause:
         )
     else:
         sentence = (
-            f"rank {rank} was killed by signal {signal.Signals(-code).name}{place}: see its output above"
+            f"rank {rank} was killed by signal {signal.Signals(-code).name}{place}: see its output above, "
+            "if it left any, or find out who sent the signal"
         )
     return Cause(rank, 1, sentence)
 
@@ -138,7 +141,33 @@ def _held(number: signal.Signals) -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+@contextmanager
+def _striking() -> Iterator[None]:
+    """Let signals that are held back strike at once."""
+    struck: list[int] = []
+
+    def strike(number: int, frame: object) -> None:
+        struck.append(number)
+        _raise(number)
+
+    heard = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    handlers = [(number, signal.signal(number, strike)) for number in heard]
+    held = signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
+        for number, handler in handlers:
+            signal.signal(number, handler)
+    if struck:  # a library's bare `except` may have swallowed it
+        _raise(struck[0])
+
+
 def _obey_signals() -> None:
-    for number in signal.sigpending() & {signal.SIGINT, signal.SIGTERM}:
+    for number in signal.sigpending() & _SIGNALS:
         signal.sigwait({number})  # taken, or it would strike again when it is no longer held
-        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+        _raise(number)
+
+
+def _raise(number: int) -> None:
+    raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)

@@ -10,7 +10,7 @@ from jano_dist.account.memory import Memory, caches_anything, memory_of
 from jano_dist.config import Config, FullPolicyConfig
 from jano_dist.doctor import host_memory
 from jano_dist.errors import UserError
-from jano_dist.mesh import Degrees, choose_degrees
+from jano_dist.mesh import Degrees, choose_degrees, traffic_cost, valid_degrees
 from jano_dist.models.sizes import ModelSizes, read_sizes
 from jano_dist.sampling.guidance import guidance_on
 
@@ -81,8 +81,12 @@ def cheapest(
 ) -> tuple[str, Memory] | None:
     """The options of the first setting that fits, cheapest first, and what it needs; None: nothing does.
 
-    First one change, then two, ...; then more ranks, a power of two as many; then no cache at all.
+    First another mesh; then one change, two, ...; then more ranks, a power of two as many; then no cache.
     """
+    for degrees in _meshes(sizes, config, world, local_world):
+        memory = memory_of(sizes, config, degrees)
+        if room.holds(memory):
+            return " ".join(f"--{dim} {degree}" for dim, degree in degrees._asdict().items()), memory
     for changes in _changes(config, world):
         changed = _with(config, changes)
         memory = memory_of(sizes, changed, mesh_for(sizes, changed, world=world, local_world=local_world))
@@ -101,6 +105,16 @@ def cheapest(
         if room.holds(memory):
             return "--policy full", memory
     return None
+
+
+def _meshes(sizes: ModelSizes, config: Config, world: int, local_world: int) -> list[Degrees]:
+    """Every mesh of as many ranks, those that send least first."""
+    heads, guided = sizes.geometry.heads, guidance_on(config.sampling.guidance)
+    hidden = config.cache.kind == "hidden"
+    return sorted(
+        valid_degrees(world=world, heads=heads, guided=guided),
+        key=lambda degrees: traffic_cost(degrees, local_world, hidden=hidden),
+    )
 
 
 def complaint(

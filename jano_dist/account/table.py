@@ -210,7 +210,7 @@ def _mesh_table(plan: dict[str, Any]) -> Table:
     table.add_column("fits")
     kinds = [step["kind"] for step in plan["steps"]]
     for kind in kinds:
-        table.add_column(kind, justify="right")
+        table.add_column(kind, justify="right", no_wrap=True)
     chosen = {
         **plan["mesh"],
         "peak": plan["memory"]["peak"],

@@ -347,6 +347,21 @@ def test_out_exists_and_is_no_run_folder(cli, unchanged, tmp_path, small):
     assert_sentence(result, "run exists and is not a run folder", "give a new folder")
 
 
+@pytest.mark.parametrize("record", ['{"wandb": 1}', "[]", "not json", '{"versions": {}}'])
+def test_out_holds_a_run_of_another_tool(cli, unchanged, tmp_path, small, record):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text(record)
+    (tmp_path / "run" / "video.mp4").write_text("mine")
+    with unchanged(tmp_path):
+        result = cli("generate", BALL, "--out", tmp_path / "run", "--config", small)
+    assert_sentence(result, "run exists and is not a run folder", "give a new folder")
+
+
+def test_more_shards_than_ranks(cli, tmp_path, small):
+    result = cli("generate", BALL, "--out", tmp_path / "run", "--config", small, "--kv", 2)
+    assert_sentence(result, "--kv 2 does not fit 1 rank", "start 2 ranks (--nproc 2)")
+
+
 @pytest.mark.parametrize("below", ["", "deep/er"])
 def test_out_is_a_file_or_below_one(cli, unchanged, tmp_path, small, below):
     (tmp_path / "run").write_text("mine")

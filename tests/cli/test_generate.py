@@ -6,6 +6,7 @@ import math
 import os
 import signal
 import subprocess
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import entry_points
 from io import StringIO
 
@@ -95,7 +96,9 @@ class TestFiles:
 class TestRecord:
     def test_keys(self, record):
         assert list(record) == [
-            "prompt", "config", "versions", "mesh", "policy", "levels", "steps", "seconds", "memory", "flops",
+            "prompt", "config", "made",
+            "device",
+            "versions", "mesh", "policy", "levels", "steps", "seconds", "memory", "flops",
         ]  # fmt: skip
 
     def test_config_is_the_resolved_one(self, record, small):
@@ -106,6 +109,12 @@ class TestRecord:
     def test_versions(self, record):
         assert {"jano_dist", "python", "torch", "diffusers"} <= set(record["versions"])
         assert record["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+
+    def test_when_and_where(self, record):
+        made = datetime.fromisoformat(record["made"])
+        assert timedelta(0) <= datetime.now(UTC) - made < timedelta(hours=1)
+        gpu = torch.cuda.is_available()
+        assert record["device"] == (torch.cuda.get_device_name() if gpu else "cpu")
 
     def test_mesh_and_policy(self, record):
         assert record["mesh"] == {"cfg": 1, "kv": 1, "ulysses": 1, "world": 1}

@@ -6,8 +6,11 @@ import sys
 
 import pytest
 
+from jano_dist import Engine, UserError, load_config
 from tests.cli.sentence import assert_sentence
 from tests.launch.conftest import HERE, finish, gone, wait_for
+
+RECORD = '{"versions": {"jano_dist": "0"}}'
 
 
 @pytest.fixture
@@ -15,14 +18,16 @@ def earlier(tmp_path):
     """A folder with the run of another day."""
     folder = tmp_path / "runs" / "run"
     folder.mkdir(parents=True)
-    (folder / "run.json").write_text("{}")
+    (folder / "run.json").write_text(RECORD)
     (folder / "video.mp4").write_bytes(b"a video")
     return folder
 
 
 def untouched(folder):
     kept = {path.name: path.read_bytes() for path in folder.iterdir()}
-    return kept == {"run.json": b"{}", "video.mp4": b"a video"} and list(folder.parent.iterdir()) == [folder]
+    return kept == {"run.json": RECORD.encode(), "video.mp4": b"a video"} and list(
+        folder.parent.iterdir()
+    ) == [folder]
 
 
 def test_a_rank_that_raises(supervised, earlier, tmp_path):
@@ -60,6 +65,7 @@ def test_a_rank_that_hangs(supervised, earlier, tmp_path):
     assert ended.err.splitlines() == ended.sentences
     (sentence,) = ended.sentences
     assert "rank 0 failed in step 3: contact with another rank was lost" in sentence
+    assert "no sign came from rank 1:" in sentence
     assert "runtime.timeout_seconds" in sentence
     assert gone(tmp_path, 2)
     assert untouched(earlier)
@@ -150,6 +156,7 @@ class TestBadInput:
             (["--nproc", 2, "--cfg", 2, "--ulysses", 2], ["4 ranks", "--nproc 4"]),
             (["--nproc", 3, "--cfg", 2], ["--nproc 3"]),
             (["--nproc", 0], ["--nproc"]),
+            (["--nproc", 16 * os.cpu_count() + 1], ["--nproc", f"start at most {16 * os.cpu_count()}"]),
         ],
     )
     def test_before_any_rank_is_started(self, cli, generate, tmp_path, options, words):
@@ -173,8 +180,6 @@ class TestBadInput:
         for name, value in {"RANK": "0", "WORLD_SIZE": "2"}.items():
             monkeypatch.setenv(name, value)
         from jano_dist.cli import _check_ranks
-        from jano_dist.config import load_config
-        from jano_dist.errors import UserError
         from jano_dist.gang import find_place
 
         with pytest.raises(UserError, match="leave it out"):
@@ -196,7 +201,7 @@ class TestBadInput:
         ended = [finish(rank) for rank in ranks]
         assert [each.code for each in ended] == [2, 2]
         (sentence,) = ended[0].sentences + ended[1].sentences
-        assert "config of rank 1 differ" in sentence
+        assert "another config on rank 1 than on rank 0" in sentence
 
     def test_a_port_in_use(self, start, generate, tmp_path, taken_port):
         ended = finish(by_hand(start, generate, tmp_path / "run", 0, taken_port))
@@ -218,6 +223,22 @@ class TestBadInput:
         monkeypatch.delenv("RANK", raising=False)
         result = cli(*generate(tmp_path / "run"))
         assert_sentence(result, "RANK is not set", "start the ranks with --nproc or torchrun")
+
+    @pytest.mark.parametrize("port", ["free_port", "taken_port"])  # nobody listens, or what is no store
+    def test_a_coordinator_that_is_not_there(self, start, generate, tmp_path, port, request):
+        call = ["--set", "runtime.timeout_seconds=3"]
+        port = request.getfixturevalue(port)
+        ended = finish(by_hand(start, generate, tmp_path / "run", 1, port, *call))
+        assert ended.code == 1
+        assert ended.err.splitlines() == ended.sentences
+        (sentence,) = ended.sentences
+        assert f"rank 0 was not found at 127.0.0.1:{port} within 3 s" in sentence
+
+    def test_a_script_that_has_not_joined(self, monkeypatch):
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        monkeypatch.setenv("RANK", "1")
+        with pytest.raises(UserError, match=r"WORLD_SIZE is 2 but .* has not joined"):
+            Engine(load_config("wan-tiny"))
 
     def test_a_rank_that_never_comes(self, start, generate, tmp_path, free_port):
         call = ["--set", "runtime.timeout_seconds=3"]

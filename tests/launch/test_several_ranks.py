@@ -5,7 +5,7 @@ import json
 import pytest
 from safetensors.torch import load_file
 
-from tests.launch.conftest import finish
+from tests.launch.conftest import HERE, finish
 
 FILES = {"video.mp4", "complexity.png", "timeline.png", "latents.safetensors", "run.json"}
 
@@ -52,6 +52,11 @@ def test_torchrun(torchrun, generate, tmp_path, alone):
     ended = torchrun(2, "-m", "jano_dist", *call)
     assert (ended.code, ended.sentences) == (0, [])
     check(tmp_path / "run", alone, (1, 1, 2, 2))
+
+
+def test_a_program_of_ones_own(torchrun, small, tmp_path, alone):
+    assert torchrun(2, HERE / "script.py", small, tmp_path / "latents").code == 0
+    assert (load_file(tmp_path / "latents")["latents"] == alone).all()
 
 
 @pytest.mark.slow

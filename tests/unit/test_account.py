@@ -256,6 +256,8 @@ class TestFit:
     @pytest.mark.parametrize(
         ("world", "gpu", "host", "options"),
         [
+            (4, 65, None, "--cfg 1 --kv 1 --ulysses 4"),  # the branches' activations one after the other
+            (2, 97, None, "--cfg 1 --kv 1 --ulysses 2"),
             (2, 80, None, "--set cache.dtype=fp8"),
             (4, 52, None, "--set cache.kind=hidden"),
             (1, 80, None, "--set cache.device=cpu"),

@@ -36,7 +36,7 @@ ALLOWED = {
         "observe", "account",
     },
     "run_folder": {"engine", "report", "video"},
-    "__init__": {"config", "engine"},
+    "__init__": {"config", "engine", "runtime"},
     "__main__": {"cli"},
 }  # fmt: skip
 ALLOWED["cli"] = set(ALLOWED) - {"__main__"}  # the composition root
