@@ -193,6 +193,7 @@ class Engine:
             state.caches = []  # decoding needs the room
             with self._phase("decode", seconds, observer):
                 frames = self.model.decode(state.latent, self.mesh)
+                self.mesh.await_coordinator()  # which may have decoded alone
 
         # The clone is an ordinary tensor; the one from inference mode could not be used in autograd.
         levels = state.levels.reshape(self._token_shape()).cpu().numpy()
@@ -225,6 +226,7 @@ class Engine:
         model, mesh = self.model, self.mesh
         shape = (len(prompts), self.config.model.max_sequence_length, model.geometry.text_dim)
         own = model.encode(prompts) if mesh.is_coordinator else None
+        mesh.await_coordinator()
         text = mesh.broadcast(
             torch.empty(shape, dtype=model.dtype, device=model.device) if own is None else own
         )

@@ -28,8 +28,8 @@ from jano_dist.errors import PeerLost, UserError
 Dim = Literal["cfg", "kv", "ulysses", "sequence"]
 DIMS = ("cfg", "kv", "ulysses")
 _CPU = torch.device("cpu")
-# How long ranks wait for the one of their node that reads the weights; a slow disk takes many minutes.
-_READING = timedelta(hours=1)
+# How long ranks wait for what one of them does alone: a slow disk takes many minutes for the weights.
+_ALONE = timedelta(hours=1)
 
 
 class Degrees(NamedTuple):
@@ -107,9 +107,10 @@ class Mesh:
         self.device_mesh = DeviceMesh.from_group(
             list(made.values()), self.device.type, ranks, mesh_dim_names=DIMS
         )
+        patience = max(limit, _ALONE)
+        made["patient"] = dist.new_group(timeout=patience)
         if self.local_world > 1:
             nodes = torch.arange(self.world).view(-1, self.local_world).tolist()
-            patience = max(limit, _READING)
             made["node"] = dist.new_subgroups_by_enumeration(nodes, timeout=patience)[0]
         if self.degrees.kv == 1:
             return {**made, "sequence": made["ulysses"]}
@@ -188,6 +189,14 @@ class Mesh:
             with self._counted(tensor.nbytes * (self.world - 1) if self.is_coordinator else 0):
                 dist.broadcast(tensor, src=0)
         return tensor
+
+    def await_coordinator(self) -> None:
+        """Wait until the coordinator has done what only it does, which may take longer than the time-out."""
+        if self._groups is not None:
+            # A CPU tensor: its collective notices at once when the coordinator ends.
+            sign = torch.zeros(1, dtype=torch.uint8)
+            with self._counted(self.world - 1 if self.is_coordinator else 0):
+                dist.broadcast(sign, src=0, group=self._groups["patient"])
 
     def broadcast_in_node(self, tensor: Tensor) -> Tensor:
         """The tensor of the node's first rank on all ranks of its node. Overwrites `tensor` (contiguous,

@@ -1,6 +1,7 @@
 """The collectives of a mesh on real ranks, against plain indexing; their bytes; and ranks that are gone."""
 
 import itertools
+import time
 from datetime import timedelta
 
 import pytest
@@ -164,6 +165,7 @@ COLLECTIVES = {
     "decide": lambda mesh: mesh.decide(1, 2),
     "collect": lambda mesh: mesh.collect(torch.zeros(2)),
     "differing": lambda mesh: mesh.differing(bytes(32)),
+    "await_coordinator": lambda mesh: mesh.await_coordinator(),
 }
 
 
@@ -190,6 +192,16 @@ def with_a_silent_rank(dim, collective):
         getattr(mesh, collective)(torch.zeros(2), *lengths, dim)
     bell.set("given up", "1")
     return str(caught.value)
+
+
+def with_a_busy_coordinator():
+    """Longer than the time-out alone with something; afterwards all is as before."""
+    mesh = Mesh(cfg=2, timeout_seconds=1)
+    mesh.take_traffic()
+    if mesh.is_coordinator:
+        time.sleep(3)
+    mesh.await_coordinator()
+    return mesh.decide(mesh.rank + 5), mesh.take_traffic().nbytes
 
 
 # What is expected of it.
@@ -306,6 +318,7 @@ def test_a_mistake_of_ours_is_no_lost_rank():
         (4, 0, "decide"),
         (3, 1, "collect"),
         (4, 3, "differing"),
+        (3, 0, "await_coordinator"),
     ],
 )
 def test_a_rank_that_has_left(world, gone, collective):
@@ -325,3 +338,7 @@ def test_a_rank_that_is_silent_for_longer_than_the_meshs_timeout(dim, collective
     sentence, _ = gang(2, with_a_silent_rank, dim, collective, timeout=60, collective_timeout=600)
     assert sentence.startswith("contact with another rank was lost (")
     assert "timed out" in sentence.lower()
+
+
+def test_a_busy_coordinator_is_waited_for():
+    assert gang(2, with_a_busy_coordinator, collective_timeout=600) == [((5,), 8 + 1), ((5,), 0)]
