@@ -163,7 +163,9 @@ def memory_of(sizes: ModelSizes, config: Config, degrees: Degrees) -> Memory:
     geometry, cache = sizes.geometry, config.cache
     element, text_element = model_elements(sizes, config)
     tokens, branches = token_count(geometry, config), branches_on_rank(config, degrees)
-    vae = sizes.vae * _vae_element(config)
+    # DistVAE works on a copy of its own.
+    spread = math.prod(degrees) > 1 and config.model.vae_parallel == "auto"
+    vae = sizes.vae * _vae_element(config) * (2 if spread else 1)
     here, offloaded = _weights(sizes, config, math.prod(degrees), element)
     kept = working = 0
     if caches_anything(config):
