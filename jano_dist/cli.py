@@ -133,7 +133,7 @@ def generate(
         from jano_dist.run_folder import write_run
 
         write_run(out, generation, fps=settings.video.fps, save_latents=save_latents)
-        _summary(Console(highlight=False), out, generation.record)
+        _summary(_Log(highlight=False), out, generation.record)
 
 
 def _check_ranks(nproc: int, settings: Config, place: Place) -> None:
@@ -177,8 +177,10 @@ def _generate(settings: Config, prompt: str, out: Path, place: Place) -> "Genera
 
     if place.is_coordinator:
         check_target(out)
-    with join(settings.runtime) as store, _Bar(Console(highlight=False)) as bar:
+    with join(settings.runtime) as store, _Bar(_Log(highlight=False)) as bar:
         engine = Engine(settings)
+        if place.is_coordinator and place.world > 1:
+            bar.say(engine.mesh_choice)
         heard: Observer = bar if place.is_coordinator else NullObserver()
         return engine.generate(prompt, observer=GangProgress(heard, store, place))
 
@@ -255,6 +257,13 @@ def plan(
         show_plan(found, Console(highlight=False))
 
 
+class _Log(Console):
+    """A console whose reader may leave (`| head`, a lost connection): the run goes on without it."""
+
+    def on_broken_pipe(self) -> None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 class _Bar:
     """Observer: a progress bar on a terminal, a line now and then in a log."""
 
@@ -279,6 +288,9 @@ class _Bar:
         if not self._console.is_terminal:
             self._console.print(name)
 
+    def say(self, line: str) -> None:
+        self._console.print(line, soft_wrap=True)
+
     def note(self, sentence: str) -> None:
         print(f"jano-dist: note: {sentence}", file=sys.stderr)
 
@@ -296,11 +308,6 @@ def _summary(console: Console, out: Path, record: dict[str, Any]) -> None:
         f"{out / 'video.mp4'}  ({record['seconds']['total']:.1f} s; tokens {shares}; {work:.0%} of the work)",
         soft_wrap=True,
     )
-    mesh = record["mesh"]
-    if mesh["world"] > 1:
-        console.print(
-            f"{mesh['world']} ranks: cfg {mesh['cfg']} x kv {mesh['kv']} x ulysses {mesh['ulysses']}"
-        )
     console.print(
         f"pictures: {out / 'complexity.png'}, {out / 'timeline.png'}; record: {out / 'run.json'}",
         soft_wrap=True,

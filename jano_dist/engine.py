@@ -21,7 +21,7 @@ from jano_dist.attention.distributed import SequenceAttention
 from jano_dist.cache import Cache, CacheSizes, Keeping, NoCache, make_caches
 from jano_dist.config import Config
 from jano_dist.errors import RunError, UserError
-from jano_dist.mesh import Mesh, choose_degrees, ranks_started
+from jano_dist.mesh import Mesh, choose_degrees, explain_degrees, ranks_started
 from jano_dist.models import Branch, Geometry, VideoModel, load_model, model_digest, read_geometry
 from jano_dist.observe import NullObserver, Observer, StepRecord, merge_ranks, step_table
 from jano_dist.policies import Policy, make_policy
@@ -92,6 +92,7 @@ class Engine:
         policies: Callable[..., Policy] = make_policy,
     ) -> None:
         self.config, self._make_policy = config, policies
+        self.mesh_choice = ""  # one line on why this mesh, where the engine chose it
         geometry = model.geometry if model else read_geometry(config.model.name)
         if mesh is None:
             require_gang()
@@ -122,16 +123,14 @@ class Engine:
         self._load_seconds = time.perf_counter() - started
 
     def _arrange(self, geometry: Geometry, device: torch.device) -> Mesh:
-        degrees = choose_degrees(
-            self.config.mesh,
-            world=ranks_started(),
-            local_world=ranks_per_node(),
-            heads=geometry.heads,
-            guided=guidance_on(self.config.sampling.guidance),
-            hidden=self.config.cache.kind == "hidden",
-        )
+        asked, local_world = self.config.mesh, ranks_per_node()
+        heads, guided = geometry.heads, guidance_on(self.config.sampling.guidance)
+        facts: dict[str, Any] = {"heads": heads, "guided": guided, "local_world": local_world}
+        facts["hidden"] = self.config.cache.kind == "hidden"
+        degrees = choose_degrees(asked, world=ranks_started(), **facts)
+        self.mesh_choice = explain_degrees(degrees, asked, **facts)
         timeout = self.config.runtime.timeout_seconds
-        return Mesh(**degrees._asdict(), local_world=ranks_per_node(), device=device, timeout_seconds=timeout)
+        return Mesh(**degrees._asdict(), local_world=local_world, device=device, timeout_seconds=timeout)
 
     def _check_alike(self, everyone: Mesh, *, loads: bool) -> None:
         """Ranks that differ here would make different videos, or wait for each other for ever."""

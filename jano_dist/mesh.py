@@ -320,11 +320,7 @@ def choose_degrees(
         UserError: no such mesh; the sentence lists the valid ones.
     """
     valid = valid_degrees(world=world, heads=heads, guided=guided)
-    fitting = [
-        degrees
-        for degrees in valid
-        if all(wish in (None, degree) for wish, degree in zip(_wishes(asked), degrees, strict=True))
-    ]
+    fitting = _fitting(valid, asked)
     if fitting:
         return min(fitting, key=lambda degrees: traffic_cost(degrees, local_world or world, hidden=hidden))
     wish = " x ".join(f"--{dim} {degree}" for dim, degree in zip(DIMS, _wishes(asked), strict=True) if degree)
@@ -337,6 +333,38 @@ def choose_degrees(
         f"{wish} does not fit {world} rank{'s' if world > 1 else ''} with {heads} heads and "
         f"guidance {'on' if guided else 'off'}: use {listed}{more}"
     )
+
+
+def explain_degrees(
+    chosen: Degrees, asked: MeshConfig, *, heads: int, guided: bool, local_world: int, hidden: bool
+) -> str:
+    """One line on why `choose_degrees` chose this; its arguments, and its answer."""
+    world = math.prod(chosen)
+    rivals = _fitting(valid_degrees(world=world, heads=heads, guided=guided), asked)
+    if len(rivals) == 1:
+        asking = any(_wishes(asked))
+        return f"{world} ranks: {_product(chosen)}, {'as asked' if asking else 'the only mesh'}"
+    costs = {degrees: traffic_cost(degrees, local_world, hidden=hidden) for degrees in rivals}
+    best = f"{world} ranks: {_product(chosen)}, which sends least of {len(rivals)} possible meshes"
+    own = costs.pop(chosen)
+    if not own:
+        return f"{best}: nothing inside the layers"
+    second = min(costs, key=lambda degrees: costs[degrees])
+    return f"{best}; next is {_product(second)} with {costs[second] / own:.1f} times as much"
+
+
+def _product(degrees: Degrees) -> str:
+    return " x ".join(f"{dim} {degree}" for dim, degree in degrees._asdict().items())
+
+
+def _fitting(valid: list[Degrees], asked: MeshConfig) -> list[Degrees]:
+    """Those with the degrees that are asked for."""
+    wishes = _wishes(asked)
+    return [
+        degrees
+        for degrees in valid
+        if all(wish in (None, degree) for wish, degree in zip(wishes, degrees, strict=True))
+    ]
 
 
 def valid_degrees(*, world: int, heads: int, guided: bool) -> list[Degrees]:

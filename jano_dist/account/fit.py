@@ -10,7 +10,7 @@ from jano_dist.account.memory import Memory, caches_anything, memory_of
 from jano_dist.config import Config, FullPolicyConfig
 from jano_dist.doctor import host_memory
 from jano_dist.errors import UserError
-from jano_dist.mesh import Degrees, choose_degrees, traffic_cost, valid_degrees
+from jano_dist.mesh import Degrees, choose_degrees, explain_degrees, traffic_cost, valid_degrees
 from jano_dist.models.sizes import ModelSizes, read_sizes
 from jano_dist.sampling.guidance import guidance_on
 
@@ -72,6 +72,18 @@ def mesh_for(
         local_world=local_world,
         heads=sizes.geometry.heads,
         guided=guidance_on(config.sampling.guidance),
+        hidden=config.cache.kind == "hidden",
+    )
+
+
+def mesh_choice(sizes: ModelSizes, config: Config, degrees: Degrees, *, local_world: int) -> str:
+    """One line on why `mesh_for` answered `degrees`."""
+    return explain_degrees(
+        degrees,
+        config.mesh,
+        heads=sizes.geometry.heads,
+        guided=guidance_on(config.sampling.guidance),
+        local_world=local_world,
         hidden=config.cache.kind == "hidden",
     )
 

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jano_dist.account.fit import GIB, HEADROOM, Room, complaint, gib, mesh_for
+from jano_dist.account.fit import GIB, HEADROOM, Room, complaint, gib, mesh_choice, mesh_for
 from jano_dist.account.memory import Memory, caches_anything, memory_of, token_count
 from jano_dist.account.work import StepWork, steps_of
 from jano_dist.config import Config
@@ -49,6 +49,7 @@ def make_plan(
         "cache": config.cache.model_dump() if caches_anything(config) else None,
         "gpus": {"count": gpus, "per_node": local_world, "memory": room.accelerator, "headroom": HEADROOM},
         "mesh": degrees._asdict(),
+        "mesh_choice": mesh_choice(sizes, config, degrees, local_world=local_world),
         "memory": _memory(memory_of(sizes, config, degrees)),
         "fits": problem is None,
         "problem": problem,
@@ -136,12 +137,12 @@ def _alternative(
 
 def show_plan(plan: dict[str, Any], console: Console) -> None:
     """Print what `make_plan` found."""
-    video, gpus, mesh = plan["video"], plan["gpus"], plan["mesh"]
+    video, gpus = plan["video"], plan["gpus"]
     lines = [
         f"{plan['model']['name']}, {video['width']}x{video['height']}, {video['frames']} frames: "
         f"{video['tokens']} tokens",
-        f"{gpus['count']} GPUs, {gpus['per_node']} per node: cfg {mesh['cfg']} x kv {mesh['kv']} x ulysses "
-        f"{mesh['ulysses']}",
+        f"{gpus['count']} GPUs, {gpus['per_node']} per node",
+        plan["mesh_choice"],
         f"{gib(gpus['memory'])} each, as nvidia-smi shows them, of which {gpus['headroom']:.0%} are kept as "
         "headroom. Caches and weights are exact, activations and decoding are estimates.",
     ]

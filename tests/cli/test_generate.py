@@ -244,6 +244,16 @@ def test_in_a_process_of_its_own_with_the_shipped_config(process, tmp_path):
     assert {file.name for file in (tmp_path / "run").iterdir()} == FILES
 
 
+def test_a_reader_that_leaves(command, small, tmp_path):
+    """`jano-dist generate ... | head -1`, or a connection that breaks: the video is made all the same."""
+    call, environment = command
+    arguments = ["generate", BALL, "--config", small, "--out", tmp_path / "run"]
+    process = subprocess.Popen([*call, *map(str, arguments)], env=environment, stdout=subprocess.PIPE)
+    process.stdout.close()
+    assert process.wait(timeout=120) == 0
+    assert {file.name for file in (tmp_path / "run").iterdir()} == FILES
+
+
 def test_the_installed_command_is_the_same():
     (script,) = entry_points(group="console_scripts", name="jano-dist")
     assert script.load() is command_line.main

@@ -8,7 +8,7 @@ import torch
 
 from jano_dist.config import MeshConfig
 from jano_dist.errors import UserError
-from jano_dist.mesh import Degrees, Mesh, Traffic, choose_degrees
+from jano_dist.mesh import Degrees, Mesh, Traffic, choose_degrees, explain_degrees
 
 WORLDS, HEADS, ASKED = range(1, 17), (1, 6, 12, 40), (None, 1, 2, 3, 4, 8)
 
@@ -146,3 +146,22 @@ def test_one_process_moves_nothing():
 
 def test_a_single_mesh_is_this_process_alone():
     assert Mesh.single().record() == Mesh().record()
+
+
+@pytest.mark.parametrize(
+    ("world", "asked", "words"),
+    [
+        (2, {}, "2 ranks: cfg 2 x kv 1 x ulysses 1, which sends least of 3 possible meshes: nothing inside"),
+        # Per rank and layer of a branch: Ulysses 4 sends 4/4 * 3/4 of the computed rows, kv 2 x ulysses 2
+        # sends 4/4 * 1/2 + 2/4 * 1.
+        (8, {"cfg": 2}, "ulysses 4, which sends least of 3 possible meshes; next is cfg 2 x kv 2 x ulysses 2 "
+                        "with 1.3 times as much"),
+        (8, {"cfg": 2, "kv": 4}, "8 ranks: cfg 2 x kv 4 x ulysses 1, as asked"),
+        (1, {}, "1 ranks: cfg 1 x kv 1 x ulysses 1, the only mesh"),
+    ],
+)  # fmt: skip
+def test_the_choice_is_explained(world, asked, words):
+    facts = {"heads": 12, "guided": True, "local_world": world, "hidden": False}
+    asked = MeshConfig(**asked)
+    degrees = choose_degrees(asked, world=world, **facts)
+    assert words in explain_degrees(degrees, asked, **facts)
