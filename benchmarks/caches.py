@@ -13,7 +13,7 @@ import torch
 from benchmarks.common import PROMPTS, save
 from jano_dist import Engine, load_config
 from jano_dist.account import cache_bytes, working_bytes
-from jano_dist.mesh import Degrees
+from jano_dist.degrees import Degrees
 from jano_dist.quality import psnr
 
 SETTINGS = tuple(product(("kv", "hidden"), ("native", "fp8"), ("accelerator", "cpu")))

@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.common import PROMPTS, save
 from jano_dist import Engine, load_config
-from jano_dist.mesh import Degrees, valid_degrees
+from jano_dist.degrees import Degrees, valid_degrees
 from jano_dist.models import read_geometry
 from tests.gang.harness import gang
 

@@ -20,8 +20,9 @@ from jano_dist.account import check_fit
 from jano_dist.attention.distributed import SequenceAttention
 from jano_dist.cache import Cache, CacheSizes, Keeping, NoCache, make_caches
 from jano_dist.config import Config
+from jano_dist.degrees import choose_degrees, explain_degrees
 from jano_dist.errors import RunError, UserError
-from jano_dist.mesh import Mesh, choose_degrees, explain_degrees, ranks_started
+from jano_dist.mesh import Mesh, ranks_started
 from jano_dist.models import Branch, Geometry, VideoModel, load_model, model_digest, read_geometry
 from jano_dist.observe import NullObserver, Observer, StepRecord, merge_ranks, step_table
 from jano_dist.policies import Policy, make_policy

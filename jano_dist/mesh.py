@@ -9,7 +9,6 @@ One process is a mesh of one rank, whose collectives move nothing.
                                            rank 2 - rank 3    uncond branch
 """
 
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,23 +20,14 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
-from jano_dist.config import MeshConfig
+from jano_dist.degrees import DIMS, Degrees
 from jano_dist.errors import PeerLost, UserError
 
 # `sequence` is kv x ulysses: all ranks that share a branch's tokens.
 Dim = Literal["cfg", "kv", "ulysses", "sequence"]
-DIMS = ("cfg", "kv", "ulysses")
 _CPU = torch.device("cpu")
 # How long ranks wait for what one of them does alone: a slow disk takes many minutes for the weights.
 _ALONE = timedelta(hours=1)
-
-
-class Degrees(NamedTuple):
-    """Ranks along each dimension."""
-
-    cfg: int
-    kv: int
-    ulysses: int
 
 
 class Traffic(NamedTuple):
@@ -297,108 +287,3 @@ class _Clock:
 def ranks_started() -> int:
     """Ranks of the process group; 1 where there is none."""
     return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def choose_degrees(
-    asked: MeshConfig,
-    *,
-    world: int,
-    heads: int,
-    guided: bool,
-    local_world: int | None = None,
-    hidden: bool = False,
-) -> Degrees:
-    """The degrees for `world` ranks that move the fewest bytes, between nodes above all.
-
-    Args:
-        asked: degrees the user fixed; None is chosen here.
-        world: ranks started. local_world: ranks per node; None: all are on one.
-        heads: of the model. guided: whether there is an uncond branch.
-        hidden: whether K/V are made again in every step, so that Ulysses must exchange all of them.
-
-    Raises:
-        UserError: no such mesh; the sentence lists the valid ones.
-    """
-    valid = valid_degrees(world=world, heads=heads, guided=guided)
-    fitting = _fitting(valid, asked)
-    if fitting:
-        return min(fitting, key=lambda degrees: traffic_cost(degrees, local_world or world, hidden=hidden))
-    wish = " x ".join(f"--{dim} {degree}" for dim, degree in zip(DIMS, _wishes(asked), strict=True) if degree)
-    listed = " or ".join(
-        " ".join(f"--{dim} {degree}" for dim, degree in zip(DIMS, degrees, strict=True)) for degrees in valid
-    )
-    needed = math.prod(degree or 1 for degree in _wishes(asked))
-    more = f", or start {needed} ranks (--nproc {needed})" if needed > world else ""
-    raise UserError(
-        f"{wish} does not fit {world} rank{'s' if world > 1 else ''} with {heads} heads and "
-        f"guidance {'on' if guided else 'off'}: use {listed}{more}"
-    )
-
-
-def explain_degrees(
-    chosen: Degrees, asked: MeshConfig, *, heads: int, guided: bool, local_world: int, hidden: bool
-) -> str:
-    """One line on why `choose_degrees` chose this; its arguments, and its answer."""
-    world = math.prod(chosen)
-    rivals = _fitting(valid_degrees(world=world, heads=heads, guided=guided), asked)
-    if len(rivals) == 1:
-        asking = any(_wishes(asked))
-        return f"{world} ranks: {_product(chosen)}, {'as asked' if asking else 'the only mesh'}"
-    costs = {degrees: traffic_cost(degrees, local_world, hidden=hidden) for degrees in rivals}
-    best = f"{world} ranks: {_product(chosen)}, which sends least of {len(rivals)} possible meshes"
-    own = costs.pop(chosen)
-    if not own:
-        return f"{best}: nothing inside the layers"
-    second = min(costs, key=lambda degrees: costs[degrees])
-    return f"{best}; next is {_product(second)} with {costs[second] / own:.1f} times as much"
-
-
-def _product(degrees: Degrees) -> str:
-    return " x ".join(f"{dim} {degree}" for dim, degree in degrees._asdict().items())
-
-
-def _fitting(valid: list[Degrees], asked: MeshConfig) -> list[Degrees]:
-    """Those with the degrees that are asked for."""
-    wishes = _wishes(asked)
-    return [
-        degrees
-        for degrees in valid
-        if all(wish in (None, degree) for wish, degree in zip(wishes, degrees, strict=True))
-    ]
-
-
-def valid_degrees(*, world: int, heads: int, guided: bool) -> list[Degrees]:
-    """Every mesh of `world` ranks: cfg 2 needs guidance, and ulysses must divide the heads."""
-    return [
-        Degrees(cfg, world // (cfg * ulysses), ulysses)
-        for cfg in ((2, 1) if guided else (1,))
-        for ulysses in range(heads, 0, -1)
-        if heads % ulysses == 0 and world % (cfg * ulysses) == 0
-    ]
-
-
-# A link between nodes against one inside: NDR InfiniBand 50 GB/s, NVLink 450 GB/s each way.
-_BETWEEN_NODES = 9.0
-# What share of the tokens a typical sparse step computes; decides between moving queries and K/V.
-_TYPICAL_SHARE = 0.25
-
-
-def traffic_cost(degrees: Degrees, local_world: int, *, hidden: bool) -> float:
-    """What a rank sends in a layer of a typical sparse step, both branches; links between nodes count more.
-
-    In units of (tokens of the video x hidden size), by the volumes in docs/architecture.md.
-    """
-    cfg, kv, ulysses = degrees
-    computed, ranks = _TYPICAL_SHARE, kv * ulysses
-    kept = 1.0 if hidden else computed
-    exchange = (2 * computed + 2 * kept) / ranks * (ulysses - 1) / ulysses
-    resident = 2 * computed / ranks * (kv - 1)
-    inside = local_world % ulysses == 0 or ulysses == 1
-    near = local_world % ranks == 0
-    return (
-        2 / cfg * (exchange * (1 if inside else _BETWEEN_NODES) + resident * (1 if near else _BETWEEN_NODES))
-    )
-
-
-def _wishes(asked: MeshConfig) -> tuple[int | None, int | None, int | None]:
-    return asked.cfg, asked.kv, asked.ulysses

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from jano_dist.config import CacheConfig, Config
-from jano_dist.mesh import Degrees
+from jano_dist.degrees import Degrees
 from jano_dist.models.base import Geometry
 from jano_dist.models.sizes import ModelSizes
 from jano_dist.sampling.guidance import guidance_on

@@ -10,8 +10,8 @@ from jano_dist.account.fit import GIB, HEADROOM, Room, complaint, gib, mesh_choi
 from jano_dist.account.memory import Memory, caches_anything, memory_of, token_count
 from jano_dist.account.work import StepWork, steps_of
 from jano_dist.config import Config
+from jano_dist.degrees import Degrees, valid_degrees
 from jano_dist.errors import UserError
-from jano_dist.mesh import Degrees, valid_degrees
 from jano_dist.models.sizes import ModelSizes, read_sizes
 from jano_dist.sampling.guidance import guidance_on
 

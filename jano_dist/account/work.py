@@ -12,8 +12,8 @@ from jano_dist.account.memory import (
     token_count,
 )
 from jano_dist.config import Config, JanoPolicyConfig
+from jano_dist.degrees import Degrees
 from jano_dist.errors import UserError
-from jano_dist.mesh import Degrees
 from jano_dist.models.base import Geometry
 from jano_dist.models.sizes import ModelSizes
 from jano_dist.sampling.guidance import guidance_on

@@ -26,8 +26,8 @@ from jano_dist.account.memory import _activations, own_rows, shard_rows, token_c
 from jano_dist.account.work import sent_bytes
 from jano_dist.cache import CacheSizes, Keeping, NoCache, make_caches
 from jano_dist.config import CacheConfig, load_config
+from jano_dist.degrees import Degrees, choose_degrees, valid_degrees
 from jano_dist.errors import UserError
-from jano_dist.mesh import Degrees, choose_degrees, valid_degrees
 from jano_dist.models.base import Geometry
 from jano_dist.models.sizes import read_sizes
 from jano_dist.tokens.schedule import StepKind

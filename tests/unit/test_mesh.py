@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from jano_dist.config import MeshConfig
+from jano_dist.degrees import Degrees, choose_degrees, explain_degrees
 from jano_dist.errors import UserError
-from jano_dist.mesh import Degrees, Mesh, Traffic, choose_degrees, explain_degrees
+from jano_dist.mesh import Mesh, Traffic
 
 WORLDS, HEADS, ASKED = range(1, 17), (1, 6, 12, 40), (None, 1, 2, 3, 4, 8)
 
