@@ -40,7 +40,7 @@ def videos(meshes: list[Degrees], steps: int) -> dict[Any, Any]:
                 engine = Engine(load_config("wan-tiny", policy=policy, overrides=settings), model=model)
                 model = engine.model
                 made = engine.generate(PROMPTS[0], seed=1)
-                latents = made.latents.numpy()
+                latents = made.latents.cpu().numpy()
                 results[Degrees(cfg, kv, ulysses), policy, size] = latents, made.levels, made.record
     return results
 

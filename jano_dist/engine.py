@@ -26,7 +26,7 @@ from jano_dist.mesh import Mesh, ranks_started
 from jano_dist.models import Branch, Geometry, VideoModel, load_model, model_digest, read_geometry
 from jano_dist.observe import NullObserver, Observer, StepRecord, merge_ranks, step_table
 from jano_dist.policies import Policy, make_policy
-from jano_dist.runtime import pick_device, ranks_per_node, require_gang
+from jano_dist.runtime import pick_device, ranks_per_node, release, require_gang
 from jano_dist.sampling.guidance import guidance_on, guide
 from jano_dist.sampling.velocity import VelocityRows
 from jano_dist.tokens.complexity import ACTIVE
@@ -142,6 +142,7 @@ class Engine:
             "other software versions": repr(observe.versions()).encode(),
             "other model files": model_digest(self.config.model.name) if loads else b"",
         }
+        everyone.await_everyone()  # each node may have had to fetch the model
         for what, fact in facts.items():
             ranks = everyone.differing(hashlib.sha256(fact).digest())
             if ranks:
@@ -190,10 +191,11 @@ class Engine:
             with self._phase("denoise", seconds, observer):
                 self._denoise(state, observer)
             memory = self._memory(state)
-            state.caches = []  # decoding needs the room
+            state.caches = []
+            release(self.model.device)  # decoding needs the room
             with self._phase("decode", seconds, observer):
                 frames = self.model.decode(state.latent, self.mesh)
-                self.mesh.await_coordinator()  # which may have decoded alone
+                self.mesh.await_everyone()  # the coordinator may have decoded alone
 
         # The clone is an ordinary tensor; the one from inference mode could not be used in autograd.
         levels = state.levels.reshape(self._token_shape()).cpu().numpy()
@@ -226,7 +228,7 @@ class Engine:
         model, mesh = self.model, self.mesh
         shape = (len(prompts), self.config.model.max_sequence_length, model.geometry.text_dim)
         own = model.encode(prompts) if mesh.is_coordinator else None
-        mesh.await_coordinator()
+        mesh.await_everyone()  # nodes may read their weights at different speeds, too
         text = mesh.broadcast(
             torch.empty(shape, dtype=model.dtype, device=model.device) if own is None else own
         )
@@ -313,6 +315,7 @@ class Engine:
                     "map: run the same version of jano_dist and torch on every rank"
                 )
         settings = self.config.cache
+        release(model.device)
         state.caches, state.workspace_bytes = make_caches(
             settings.kind,
             Keeping(settings.dtype, settings.device),

@@ -180,13 +180,12 @@ class Mesh:
                 dist.broadcast(tensor, src=0)
         return tensor
 
-    def await_coordinator(self) -> None:
-        """Wait until the coordinator has done what only it does, which may take longer than the time-out."""
+    def await_everyone(self) -> None:
+        """Wait until every rank has come this far, after work that may take longer than the time-out."""
         if self._groups is not None:
-            # A CPU tensor: its collective notices at once when the coordinator ends.
-            sign = torch.zeros(1, dtype=torch.uint8)
-            with self._counted(self.world - 1 if self.is_coordinator else 0):
-                dist.broadcast(sign, src=0, group=self._groups["patient"])
+            # A CPU tensor: its collective notices at once when a rank ends.
+            with self._counted(self.world - 1):
+                dist.all_reduce(torch.zeros(1, dtype=torch.uint8), group=self._groups["patient"])
 
     def broadcast_in_node(self, tensor: Tensor) -> Tensor:
         """The tensor of the node's first rank on all ranks of its node. Overwrites `tensor` (contiguous,
@@ -236,7 +235,7 @@ class Mesh:
         except RuntimeError as error:
             if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
                 raise  # a mistake of ours, not a lost rank
-            reason = str(error).rpartition("] ")[2].partition(". ")[0]
+            reason = str(error).splitlines()[0].rpartition("] ")[2].partition(". ")[0]
             raise PeerLost(f"contact with another rank was lost ({reason})") from error
         self._clock.stop()
         self._sent += nbytes

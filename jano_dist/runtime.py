@@ -29,7 +29,7 @@ def pick_device(config: RuntimeConfig) -> torch.device:
     if config.device == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     place, devices = find_place(), torch.cuda.device_count()
-    if place.world > 1:
+    if place.world > 1 and not (devices == 1 and _has_its_own()):
         if place.local_world > devices:
             raise UserError(
                 f"{place.local_world} ranks were started on a machine with {devices} CUDA "
@@ -37,6 +37,18 @@ def pick_device(config: RuntimeConfig) -> torch.device:
             )
         torch.cuda.set_device(place.local_rank)
     return torch.device("cuda", torch.cuda.current_device())
+
+
+def _has_its_own() -> bool:
+    """Whether the launcher shows this rank a single device, as SLURM's `--gpus-per-task=1` and Ray do."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return visible != "" and "," not in visible
+
+
+def release(device: torch.device) -> None:
+    """Give freed memory back to the device: NCCL allocates its buffers beside torch, and late."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def ranks_per_node() -> int:

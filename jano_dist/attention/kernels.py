@@ -27,7 +27,8 @@ def attention_with_lse(q_nhd: Tensor, k_nhd: Tensor, v_nhd: Tensor) -> tuple[Ten
     ops = torch.ops.aten
     if q.device.type == "cpu":
         out, lse = ops._scaled_dot_product_flash_attention_for_cpu(q, k, v)[:2]
-    elif q.dtype == torch.float32:  # the flash kernel of GPUs computes in 16 bits only
+    elif q.dtype == torch.float32 or torch.cuda.get_device_capability(q.device) < (8, 0):
+        # The flash kernel of GPUs computes in 16 bits only, and needs Ampere.
         out, lse = ops._scaled_dot_product_efficient_attention(q, k, v, None, True)[:2]
     else:
         out, lse = ops._scaled_dot_product_flash_attention(q, k, v)[:2]

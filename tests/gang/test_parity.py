@@ -436,12 +436,12 @@ def test_two_collectives_per_layer_forward_and_dimension(split):
         of_a_step = forwards_per_step * per_forward + (cfg > 1) + (kv * ulysses > 1)
         for index, step in enumerate(steps):
             mapped = index == KINDS.index("refresh")
-            # Decisions, the map; in the first step the sign that the text is there, text and noise.
-            # With the map, the digests of the plans.
-            assert step["broadcast"] == 1 + mapped + 3 * (index == 0)
+            # Decisions, the map; in the first step text and noise. With the map, the digests of the plans.
+            assert step["broadcast"] == 1 + mapped + 2 * (index == 0)
             assert step.get("all_gather", 0) == mapped
             assert step["all_to_all_single"] == of_a_step
-            assert set(step) <= {"broadcast", "all_gather", "all_to_all_single"}
+            assert step.get("all_reduce", 0) == (index == 0)  # that all are there
+            assert set(step) <= {"broadcast", "all_gather", "all_to_all_single", "all_reduce"}
 
 
 @splits([(1, 1, 3)], [(2, 2, 1), (1, 1, 2), (2, 1, 2), (1, 4, 1), (2, 1, 3), (1, 1, 6), (1, 2, 3), (1, 5, 1)])
