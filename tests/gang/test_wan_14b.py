@@ -67,8 +67,7 @@ def apart(one, other):
     return float((one - other).abs().max() / other.abs().max())
 
 
-@pytest.fixture(scope="module")
-def weights():
+def random_weights():
     """2.3 GB in memory that all ranks share: of torch's own scale, from a million numbers over and over."""
     with init_empty_weights():
         empty = WanTransformer3DModel(num_layers=1).state_dict()
@@ -81,6 +80,11 @@ def weights():
         if "norm" in name and name.endswith("weight"):
             weight.fill_(1)
     return filled
+
+
+@pytest.fixture(scope="module")
+def weights():
+    return random_weights()
 
 
 @pytest.mark.parametrize(
