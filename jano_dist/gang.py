@@ -101,11 +101,12 @@ def open_store(place: Place, timeout: timedelta) -> "Store":
         UserError: MASTER_ADDR or MASTER_PORT is missing.
         torch.distributed.DistError: it cannot be reached within `timeout`, or hosted.
     """
-    address, port = os.environ.get("MASTER_ADDR"), _number("MASTER_PORT", None)
+    address = os.environ.get("MASTER_ADDR")
     if not address:
         raise UserError(
             "MASTER_ADDR is not set: start the ranks with --nproc or torchrun, or set it to rank 0's host"
         )
+    port = _number("MASTER_PORT", None)
     deadline = time.monotonic() + timeout.total_seconds()
     if not _hosts(place):
         _await_listener(address, port, deadline)
