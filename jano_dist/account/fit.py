@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
 
 import torch
 
@@ -70,9 +71,8 @@ def mesh_for(
         config.mesh if asked else type(config.mesh)(),
         world=world,
         local_world=local_world,
-        heads=sizes.geometry.heads,
-        guided=guidance_on(config.sampling.guidance),
         hidden=config.cache.kind == "hidden",
+        **_branching(sizes, config),
     )
 
 
@@ -81,11 +81,15 @@ def mesh_choice(sizes: ModelSizes, config: Config, degrees: Degrees, *, local_wo
     return explain_degrees(
         degrees,
         config.mesh,
-        heads=sizes.geometry.heads,
-        guided=guidance_on(config.sampling.guidance),
         local_world=local_world,
         hidden=config.cache.kind == "hidden",
+        **_branching(sizes, config),
     )
+
+
+def _branching(sizes: ModelSizes, config: Config) -> dict[str, Any]:
+    """What decides which meshes are possible: heads to divide, and whether there are two branches."""
+    return {"heads": sizes.geometry.heads, "guided": guidance_on(config.sampling.guidance)}
 
 
 def cheapest(
@@ -121,10 +125,9 @@ def cheapest(
 
 def _meshes(sizes: ModelSizes, config: Config, world: int, local_world: int) -> list[Degrees]:
     """Every mesh of as many ranks, those that send least first."""
-    heads, guided = sizes.geometry.heads, guidance_on(config.sampling.guidance)
     hidden = config.cache.kind == "hidden"
     return sorted(
-        valid_degrees(world=world, heads=heads, guided=guided),
+        valid_degrees(world=world, **_branching(sizes, config)),
         key=lambda degrees: traffic_cost(degrees, local_world, hidden=hidden),
     )
 
