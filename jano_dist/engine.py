@@ -7,7 +7,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,24 +17,17 @@ from torch import Tensor
 
 from jano_dist import observe
 from jano_dist.account import check_fit
-from jano_dist.attention.distributed import SequenceAttention
-from jano_dist.cache import Cache, CacheSizes, Keeping, NoCache, make_caches
 from jano_dist.config import Config
 from jano_dist.degrees import choose_degrees, explain_degrees
-from jano_dist.errors import RunError, UserError
+from jano_dist.denoise import Denoiser, State
+from jano_dist.errors import UserError, name_ranks
 from jano_dist.mesh import Mesh, ranks_started
 from jano_dist.models import Branch, Geometry, VideoModel, load_model, model_digest, read_geometry
-from jano_dist.observe import NullObserver, Observer, StepRecord, merge_ranks, step_table
+from jano_dist.observe import NullObserver, Observer, merge_ranks, step_table
 from jano_dist.policies import Policy, make_policy
 from jano_dist.runtime import pick_device, ranks_per_node, release, require_gang
-from jano_dist.sampling.guidance import guidance_on, guide
-from jano_dist.sampling.velocity import VelocityRows
-from jano_dist.tokens.complexity import ACTIVE
+from jano_dist.sampling.guidance import guidance_on
 from jano_dist.tokens.grid import Shape3
-from jano_dist.tokens.plan import Deal, TokenPlan
-from jano_dist.tokens.schedule import StepKind
-
-_KINDS = list(StepKind)
 
 
 @dataclass(frozen=True)
@@ -52,21 +45,6 @@ class Generation:
     latents: Tensor
     record: dict[str, Any]
     levels: np.ndarray
-
-
-@dataclass
-class State:
-    """Everything a step needs to go on. One per generation; a step replaces or writes every field."""
-
-    latent: Tensor  # float32 [C, T, H, W]
-    branches: list[Branch]  # this rank's: cond, then uncond, or under CFG parallelism one of them
-    caches: list[Cache]  # one per branch; null until a map is known
-    plan: TokenPlan
-    velocity: VelocityRows
-    levels: Tensor  # uint8 [N], natural order
-    scheduler: Any
-    workspace_bytes: int = 0  # of the buffers that caches share
-    steps: list[StepRecord] = field(default_factory=list)
 
 
 class Engine:
@@ -122,6 +100,7 @@ class Engine:
             weights=config.model.weights,
         )
         self._load_seconds = time.perf_counter() - started
+        self._denoiser = Denoiser(config, self.model, self.mesh, self.latent_shape)
 
     def _arrange(self, geometry: Geometry, device: torch.device) -> Mesh:
         asked, local_world = self.config.mesh, ranks_per_node()
@@ -147,8 +126,8 @@ class Engine:
             ranks = everyone.differing(hashlib.sha256(fact).digest())
             if ranks:
                 raise UserError(
-                    f"{what} on {_ranks(ranks)} than on rank 0: start every rank with the same command line, "
-                    "files and versions"
+                    f"{what} on {name_ranks(ranks)} than on rank 0: start every rank with the same command "
+                    "line, files and versions"
                 )
 
     def generate(
@@ -187,9 +166,9 @@ class Engine:
 
         with torch.inference_mode():
             with self._phase("encode", seconds, observer):
-                state = self._begin(prompts, sampling.seed)
+                state = self._denoiser.begin(self._branches(prompts), sampling.seed)
             with self._phase("denoise", seconds, observer):
-                self._denoise(state, observer)
+                self._denoiser.run(state, self._policy(self.model.geometry), observer)
             memory = self._memory(state)
             state.caches = []
             release(self.model.device)  # decoding needs the room
@@ -198,7 +177,7 @@ class Engine:
                 self.mesh.await_everyone()  # the coordinator may have decoded alone
 
         # The clone is an ordinary tensor; the one from inference mode could not be used in autograd.
-        levels = state.levels.reshape(self._token_shape()).cpu().numpy()
+        levels = state.levels.reshape(self._denoiser.token_shape).cpu().numpy()
         config = self.config.model_copy(update={"sampling": sampling})
         record = {
             "prompt": prompt,
@@ -208,20 +187,6 @@ class Engine:
             **self._record(state, seconds, memory, len(prompts)),
         }
         return Generation(frames, state.latent.clone(), record, levels)
-
-    def _begin(self, prompts: list[str], seed: int) -> State:
-        model, sampling = self.model, self.config.sampling
-        plan = TokenPlan.natural(int(np.prod(self._token_shape())), model.device)
-        branches = self._branches(prompts)
-        return State(
-            latent=self.mesh.broadcast(model.noise(self.latent_shape, seed).contiguous()),
-            branches=branches,
-            caches=[NoCache(model.geometry.layers) for _ in branches],
-            plan=plan,
-            velocity=VelocityRows(plan.tokens, model.geometry.row_width, model.dtype, model.device),
-            levels=torch.full((plan.tokens,), ACTIVE, dtype=torch.uint8, device=model.device),
-            scheduler=model.scheduler(sampling.steps, sampling.shift),
-        )
 
     def _branches(self, prompts: list[str]) -> list[Branch]:
         """This rank's branches; the text is encoded once, on the coordinator."""
@@ -234,110 +199,6 @@ class Engine:
         )
         return [model.branch(each) for each in text.chunk(mesh.size("cfg"))[mesh.index("cfg")].split(1)]
 
-    def _denoise(self, state: State, observer: Observer) -> None:
-        """The loop: decide, compute those rows, step, observe. Writes to `state`."""
-        policy = self._policy(self.model.geometry)
-        self.mesh.take_traffic()  # what was sent until here is no part of the first step
-        timesteps = state.scheduler.timesteps
-        levels: Tensor | None = None
-        for index, timestep in enumerate(timesteps):
-            started = time.perf_counter()
-            kind, mapped = self._decision(policy, index, levels)
-            if mapped:
-                self._replan(state, levels)
-            deal = self._deal(state.plan, kind)
-            velocity = self._velocity(state, index, timestep, kind, deal)
-            stepped = state.scheduler.step(velocity, timestep, state.latent[None], return_dict=False)[0]
-            state.latent = stepped[0]
-            if not bool(state.latent.isfinite().all()):
-                raise RunError(
-                    f"the latents became non-finite in step {index} ({kind}): "
-                    "use model.dtype float32 or bfloat16, lower guidance, or check the weights"
-                )
-            levels = policy.observe(index, velocity[0]) if self.mesh.is_coordinator else None
-            traffic = self.mesh.take_traffic()
-            observe.synchronize(self.model.device)
-            state.steps.append(
-                StepRecord(
-                    index=index,
-                    kind=kind.value,
-                    tokens=sum(deal.counts),
-                    own_tokens=deal.counts[self.mesh.index("sequence")],
-                    seconds=time.perf_counter() - started,
-                    comm_seconds=traffic.seconds,
-                    comm_bytes=traffic.nbytes,
-                )
-            )
-            observer.step(state.steps[-1], len(timesteps))
-
-    def _deal(self, plan: TokenPlan, kind: StepKind) -> Deal:
-        return plan.deal(kind, self.mesh.size("sequence"), self.mesh.size("kv"))
-
-    def _decision(self, policy: Policy, index: int, levels: Tensor | None) -> tuple[StepKind, bool]:
-        """What this step computes, and whether a new map comes first: the coordinator's word, everywhere."""
-        mine = (0, 0)
-        if self.mesh.is_coordinator:
-            mine = _KINDS.index(policy.decide(index)), int(levels is not None)
-        kind, mapped = self.mesh.decide(*mine)
-        return _KINDS[kind], bool(mapped)
-
-    def _velocity(self, state: State, index: int, timestep: Tensor, kind: StepKind, deal: Deal) -> Tensor:
-        """The guided velocity [1, C, T, H, W]: fresh in the deal's rows, elsewhere the last one computed."""
-        idle: Cache = NoCache(self.model.geometry.layers)
-        mesh = self.mesh
-        own = deal.own(mesh.index("sequence"))
-        caches = [idle] * len(state.branches) if kind is StepKind.FULL else state.caches
-        # All of a rank's keys and values where they are made again from what the cache keeps.
-        kv_deal = self._deal(state.plan, StepKind.REFRESH) if caches[0].projects_all else deal
-        attend = SequenceAttention(mesh, deal.counts, kv_deal.counts, deal.moves[mesh.index("kv")])
-        outputs = [
-            self.model.forward(state.latent, timestep, branch, own, cache, attend)
-            for branch, cache in zip(state.branches, caches, strict=True)
-        ]
-        # Partners swap the rows they computed, and only what is guided is gathered: half the bytes.
-        counts = [len(own)] * mesh.size("cfg")
-        swapped = [part for rows in outputs for part in mesh.gather_rows(rows, counts, "cfg").split(counts)]
-        guided = guide(swapped, self.config.sampling.guidance)
-        rows = mesh.gather_rows(guided, deal.counts, "sequence")
-        state.velocity.update(deal.rows, rows, float(state.scheduler.sigmas[index]))
-        return self.model.unpatchify(state.velocity.rows, self.latent_shape)[None]
-
-    def _replan(self, state: State, levels: Tensor | None) -> None:
-        """A new map, of the coordinator: order the tokens by it and start empty caches in that order."""
-        model = self.model
-        state.levels = self.mesh.broadcast(torch.empty_like(state.levels) if levels is None else levels)
-        state.plan = TokenPlan.from_levels(state.levels)
-        if self.mesh.world > 1:
-            ranks = self.mesh.differing(state.plan.digest())
-            if ranks:
-                raise RunError(
-                    f"{_ranks(ranks)} made another token plan than the coordinator from the same complexity "
-                    "map: run the same version of jano_dist and torch on every rank"
-                )
-        settings = self.config.cache
-        release(model.device)
-        state.caches, state.workspace_bytes = make_caches(
-            settings.kind,
-            Keeping(settings.dtype, settings.device),
-            self._cache_sizes(state.plan),
-            len(state.branches),
-            model.dtype,
-            model.device,
-        )
-
-    def _cache_sizes(self, plan: TokenPlan) -> CacheSizes:
-        geometry, mesh = self.model.geometry, self.mesh
-        counts, ulysses = self._deal(plan, StepKind.REFRESH).counts, mesh.size("ulysses")
-        shard = mesh.index("kv") * ulysses
-        return CacheSizes(
-            layers=geometry.layers,
-            tokens=counts[mesh.index("sequence")],
-            shard_tokens=sum(counts[shard : shard + ulysses]),
-            heads=geometry.heads,
-            shard_heads=geometry.heads // ulysses,
-            head_dim=geometry.head_dim,
-        )
-
     def _policy(self, geometry: Geometry) -> Policy:
         try:
             return self._make_policy(
@@ -348,12 +209,6 @@ class Engine:
             )
         except ValueError as error:
             raise UserError(str(error)) from error
-
-    def _token_shape(self) -> Shape3:
-        t, h, w = (
-            size // edge for size, edge in zip(self.latent_shape, self.model.geometry.patch, strict=True)
-        )
-        return t, h, w
 
     @contextmanager
     def _phase(self, name: str, seconds: dict[str, float], observer: Observer) -> Iterator[None]:
@@ -388,7 +243,3 @@ class Engine:
             "memory": {**memory, "peak_bytes_per_rank": int(self.mesh.collect(peak).max())},
             "flops": {"full": branches * full, "done": branches * done},
         }
-
-
-def _ranks(ranks: list[int]) -> str:
-    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"

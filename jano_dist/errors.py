@@ -1,4 +1,6 @@
-"""The two ways a command ends early, each with one sentence for the user."""
+"""The two ways a command ends early, each with one sentence for the user; and how both name ranks."""
+
+from collections.abc import Sequence
 
 
 class UserError(Exception):
@@ -11,3 +13,8 @@ class RunError(Exception):
 
 class PeerLost(RunError):  # noqa: N818 - it names what happened
     """A collective failed because another rank is gone or silent: seldom the first cause of a failure."""
+
+
+def name_ranks(ranks: Sequence[int]) -> str:
+    """`rank 1`, or `ranks 1, 3`."""
+    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"

@@ -5,6 +5,7 @@ import resource
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -115,6 +116,34 @@ def peak_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts KiB
+
+
+def host_memory() -> dict[str, int | None]:
+    """Host memory, and no more than the container's limit where there is one."""
+    total, free = _system_memory()
+    for limit_file, used_file in (
+        ("memory.max", "memory.current"),  # cgroup v2
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),  # cgroup v1
+    ):
+        try:
+            limit = int(Path("/sys/fs/cgroup", limit_file).read_text())
+            used = int(Path("/sys/fs/cgroup", used_file).read_text())
+        except (OSError, ValueError):  # no such file, or "max"
+            continue
+        total = limit if total is None else min(total, limit)
+        # `used` counts file cache that could be given back, so this errs on the careful side.
+        free = limit - used if free is None else min(free, limit - used)
+    return {"total_bytes": total, "free_bytes": free}
+
+
+def _system_memory() -> tuple[int | None, int | None]:
+    """Total and available bytes from Linux's /proc/meminfo; None elsewhere."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        kib = {key: int(rest.split()[0]) for key, rest in (line.split(":") for line in lines)}
+        return kib["MemTotal"] * 1024, kib["MemAvailable"] * 1024
+    except (OSError, ValueError, KeyError, IndexError):
+        return None, None
 
 
 def device_name(device: torch.device) -> str:

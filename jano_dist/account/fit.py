@@ -10,9 +10,9 @@ import torch
 from jano_dist.account.memory import Memory, caches_anything, memory_of
 from jano_dist.config import Config, FullPolicyConfig
 from jano_dist.degrees import Degrees, choose_degrees, explain_degrees, traffic_cost, valid_degrees
-from jano_dist.doctor import host_memory
 from jano_dist.errors import UserError
 from jano_dist.models.sizes import ModelSizes, read_sizes
+from jano_dist.observe import host_memory
 from jano_dist.sampling.guidance import guidance_on
 
 GIB = 2**30

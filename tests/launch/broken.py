@@ -14,7 +14,7 @@ from pathlib import Path
 os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"  # the command line does so before it imports torch
 
 from jano_dist import cli, run_folder
-from jano_dist.engine import Engine
+from jano_dist.denoise import Denoiser
 
 
 def break_down(how: str) -> None:
@@ -31,14 +31,14 @@ def break_down(how: str) -> None:
 def main() -> None:
     how, rank, step = os.environ["BROKEN"].split(":")
     (Path(os.environ["FAULTS"]) / f"pid{os.environ['RANK']}").write_text(str(os.getpid()))
-    velocity, mine = Engine._velocity, os.environ["RANK"] == rank
+    velocity, mine = Denoiser._velocity, os.environ["RANK"] == rank
 
     def broken(self, state, index, *rest):
         if mine and str(index) == step:
             break_down(how)
         return velocity(self, state, index, *rest)
 
-    Engine._velocity = broken
+    Denoiser._velocity = broken
     if mine and step == "write":
         run_folder.timeline_picture = lambda *_: break_down(how)
     cli.main()

@@ -1,0 +1,178 @@
+"""The loop: for each timestep decide, compute those rows, step, observe."""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from jano_dist import observe
+from jano_dist.attention.distributed import SequenceAttention
+from jano_dist.cache import Cache, CacheSizes, Keeping, NoCache, make_caches
+from jano_dist.config import Config
+from jano_dist.errors import RunError, name_ranks
+from jano_dist.mesh import Mesh
+from jano_dist.models import Branch, VideoModel
+from jano_dist.observe import Observer, StepRecord
+from jano_dist.policies import Policy
+from jano_dist.runtime import release
+from jano_dist.sampling.guidance import guide
+from jano_dist.sampling.velocity import VelocityRows
+from jano_dist.tokens.complexity import ACTIVE
+from jano_dist.tokens.grid import Shape3
+from jano_dist.tokens.plan import Deal, TokenPlan
+from jano_dist.tokens.schedule import StepKind
+
+_KINDS = list(StepKind)
+
+
+@dataclass
+class State:
+    """Everything a step needs to go on. One per generation; a step replaces or writes every field."""
+
+    latent: Tensor  # float32 [C, T, H, W]
+    branches: list[Branch]  # this rank's: cond, then uncond, or under CFG parallelism one of them
+    caches: list[Cache]  # one per branch; null until a map is known
+    plan: TokenPlan
+    velocity: VelocityRows
+    levels: Tensor  # uint8 [N], natural order
+    scheduler: Any
+    workspace_bytes: int = 0  # of the buffers that caches share
+    steps: list[StepRecord] = field(default_factory=list)
+
+
+class Denoiser:
+    """From noise to a latent, on all ranks of a mesh. Holds nothing of a generation: that is in `State`.
+
+    Args:
+        config: sampling and cache settings.
+        model: computes rows. mesh: the ranks that share the work.
+        latent: (T, H, W) positions.
+    """
+
+    def __init__(self, config: Config, model: VideoModel, mesh: Mesh, latent: Shape3) -> None:
+        self._config, self._model, self._mesh, self._latent = config, model, mesh, latent
+        t, h, w = (size // edge for size, edge in zip(latent, model.geometry.patch, strict=True))
+        self.token_shape: Shape3 = (t, h, w)
+
+    def begin(self, branches: list[Branch], seed: int) -> State:
+        """The state before the first step; the noise is the coordinator's."""
+        model, sampling = self._model, self._config.sampling
+        plan = TokenPlan.natural(int(np.prod(self.token_shape)), model.device)
+        return State(
+            latent=self._mesh.broadcast(model.noise(self._latent, seed).contiguous()),
+            branches=branches,
+            caches=[NoCache(model.geometry.layers) for _ in branches],
+            plan=plan,
+            velocity=VelocityRows(plan.tokens, model.geometry.row_width, model.dtype, model.device),
+            levels=torch.full((plan.tokens,), ACTIVE, dtype=torch.uint8, device=model.device),
+            scheduler=model.scheduler(sampling.steps, sampling.shift),
+        )
+
+    def run(self, state: State, policy: Policy, observer: Observer) -> None:
+        """Take every step. Writes to `state`.
+
+        Raises:
+            RunError: the latents became non-finite, or ranks made different plans.
+        """
+        self._mesh.take_traffic()  # what was sent until here is no part of the first step
+        timesteps = state.scheduler.timesteps
+        levels: Tensor | None = None
+        for index, timestep in enumerate(timesteps):
+            started = time.perf_counter()
+            kind, mapped = self._decision(policy, index, levels)
+            if mapped:
+                self._replan(state, levels)
+            deal = self._deal(state.plan, kind)
+            velocity = self._velocity(state, index, timestep, kind, deal)
+            stepped = state.scheduler.step(velocity, timestep, state.latent[None], return_dict=False)[0]
+            state.latent = stepped[0]
+            if not bool(state.latent.isfinite().all()):
+                raise RunError(
+                    f"the latents became non-finite in step {index} ({kind}): "
+                    "use model.dtype float32 or bfloat16, lower guidance, or check the weights"
+                )
+            levels = policy.observe(index, velocity[0]) if self._mesh.is_coordinator else None
+            state.steps.append(self._step_record(index, kind, deal, started))
+            observer.step(state.steps[-1], len(timesteps))
+
+    def _decision(self, policy: Policy, index: int, levels: Tensor | None) -> tuple[StepKind, bool]:
+        """What this step computes, and whether a new map comes first: the coordinator's word, everywhere."""
+        mine = (0, 0)
+        if self._mesh.is_coordinator:
+            mine = _KINDS.index(policy.decide(index)), int(levels is not None)
+        kind, mapped = self._mesh.decide(*mine)
+        return _KINDS[kind], bool(mapped)
+
+    def _deal(self, plan: TokenPlan, kind: StepKind) -> Deal:
+        return plan.deal(kind, self._mesh.size("sequence"), self._mesh.size("kv"))
+
+    def _velocity(self, state: State, index: int, timestep: Tensor, kind: StepKind, deal: Deal) -> Tensor:
+        """The guided velocity [1, C, T, H, W]: fresh in the deal's rows, elsewhere the last one computed."""
+        mesh = self._mesh
+        idle: Cache = NoCache(self._model.geometry.layers)
+        own = deal.own(mesh.index("sequence"))
+        caches = [idle] * len(state.branches) if kind is StepKind.FULL else state.caches
+        # All of a rank's keys and values where they are made again from what the cache keeps.
+        kv_deal = self._deal(state.plan, StepKind.REFRESH) if caches[0].projects_all else deal
+        attend = SequenceAttention(mesh, deal.counts, kv_deal.counts, deal.moves[mesh.index("kv")])
+        outputs = [
+            self._model.forward(state.latent, timestep, branch, own, cache, attend)
+            for branch, cache in zip(state.branches, caches, strict=True)
+        ]
+        # Partners swap the rows they computed, and only what is guided is gathered: half the bytes.
+        counts = [len(own)] * mesh.size("cfg")
+        swapped = [part for rows in outputs for part in mesh.gather_rows(rows, counts, "cfg").split(counts)]
+        guided = guide(swapped, self._config.sampling.guidance)
+        rows = mesh.gather_rows(guided, deal.counts, "sequence")
+        state.velocity.update(deal.rows, rows, float(state.scheduler.sigmas[index]))
+        return self._model.unpatchify(state.velocity.rows, self._latent)[None]
+
+    def _replan(self, state: State, levels: Tensor | None) -> None:
+        """A new map, of the coordinator: order the tokens by it and start empty caches in that order."""
+        model, mesh, settings = self._model, self._mesh, self._config.cache
+        state.levels = mesh.broadcast(torch.empty_like(state.levels) if levels is None else levels)
+        state.plan = TokenPlan.from_levels(state.levels)
+        others = mesh.differing(state.plan.digest())
+        if others:
+            raise RunError(
+                f"{name_ranks(others)} made another token plan than the coordinator from the same "
+                "complexity map: run the same version of jano_dist and torch on every rank"
+            )
+        release(model.device)
+        state.caches, state.workspace_bytes = make_caches(
+            settings.kind,
+            Keeping(settings.dtype, settings.device),
+            self._cache_sizes(state.plan),
+            len(state.branches),
+            model.dtype,
+            model.device,
+        )
+
+    def _cache_sizes(self, plan: TokenPlan) -> CacheSizes:
+        geometry, mesh = self._model.geometry, self._mesh
+        counts, ulysses = self._deal(plan, StepKind.REFRESH).counts, mesh.size("ulysses")
+        shard = mesh.index("kv") * ulysses
+        return CacheSizes(
+            layers=geometry.layers,
+            tokens=counts[mesh.index("sequence")],
+            shard_tokens=sum(counts[shard : shard + ulysses]),
+            heads=geometry.heads,
+            shard_heads=geometry.heads // ulysses,
+            head_dim=geometry.head_dim,
+        )
+
+    def _step_record(self, index: int, kind: StepKind, deal: Deal, started: float) -> StepRecord:
+        traffic = self._mesh.take_traffic()
+        observe.synchronize(self._model.device)
+        return StepRecord(
+            index=index,
+            kind=kind.value,
+            tokens=sum(deal.counts),
+            own_tokens=deal.counts[self._mesh.index("sequence")],
+            seconds=time.perf_counter() - started,
+            comm_seconds=traffic.seconds,
+            comm_bytes=traffic.nbytes,
+        )
