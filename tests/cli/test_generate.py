@@ -21,6 +21,7 @@ from safetensors.torch import load, save
 
 from jano_dist import cli as command_line
 from jano_dist import load_config, run_folder
+from jano_dist.cli.log import Bar
 from jano_dist.models.wan import WanTransformer
 from jano_dist.observe import StepRecord
 from tests.cli.sentence import BALL, assert_sentence
@@ -263,7 +264,7 @@ def test_progress_bar_on_a_terminal():
     """Step, kind, tokens and time left."""
     screen = StringIO()
     console = Console(file=screen, force_terminal=True, width=120, color_system=None)
-    with command_line._Bar(console) as bar:
+    with Bar(console) as bar:
         bar.phase("denoise")
         for index in range(6):
             bar.step(StepRecord(index, "moderate", 12, 12, 0.1, 0.0, 0), 20)

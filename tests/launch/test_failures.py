@@ -179,7 +179,7 @@ class TestBadInput:
     def test_nproc_inside_a_gang(self, cli, generate, tmp_path, monkeypatch):
         for name, value in {"RANK": "0", "WORLD_SIZE": "2"}.items():
             monkeypatch.setenv(name, value)
-        from jano_dist.cli import _check_ranks
+        from jano_dist.cli.generate import _check_ranks
         from jano_dist.gang import find_place
 
         with pytest.raises(UserError, match="leave it out"):

@@ -7,7 +7,7 @@ import sys
 import pytest
 from torch.distributed import HashStore
 
-from jano_dist.cli import _without_option
+from jano_dist.cli.generate import _without_option
 from jano_dist.errors import UserError
 from jano_dist.gang import SUPERVISOR, Cause, Place, Progress, claim, find_place, where
 from jano_dist.launchers.local import _death, _environment

@@ -1,0 +1,70 @@
+"""What a run says on the terminal while it goes on."""
+
+import os
+import sys
+import warnings
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:  # it imports torch
+    from jano_dist.observe import StepRecord
+
+
+class Log(Console):
+    """A console whose reader may leave (`| head`, a lost connection): the run goes on without it."""
+
+    def on_broken_pipe(self) -> None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class Bar:
+    """Observer: a progress bar on a terminal, a line now and then in a log."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._progress = Progress(
+            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
+            TextColumn("{task.fields[step]}"), TimeRemainingColumn(), console=console, transient=True,
+            disable=not console.is_terminal,
+        )  # fmt: skip
+        self._task = self._progress.add_task("", total=None, step="")
+
+    def __enter__(self) -> "Bar":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._progress.stop()
+
+    def phase(self, name: str) -> None:
+        self._progress.update(self._task, description=name, step="")
+        if not self._console.is_terminal:
+            self._console.print(name)
+
+    def say(self, line: str) -> None:
+        self._console.print(line, soft_wrap=True)
+
+    def note(self, sentence: str) -> None:
+        print(f"jano-dist: note: {sentence}", file=sys.stderr)
+
+    def step(self, record: "StepRecord", steps: int) -> None:
+        done, text = record.index + 1, f"{record.kind}, {record.tokens} tokens"
+        self._progress.update(self._task, completed=done, total=steps, step=text)
+        if not self._console.is_terminal and done % max(1, steps // 10) == 0:
+            self._console.print(f"step {done}/{steps}: {text}, {record.seconds:.2f} s")
+
+
+def quiet_libraries() -> None:
+    """Our progress bar is the only one; the libraries' warnings about our own hooks help nobody."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost rank is reported by us, once
+    for name in ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY", "HF_HUB_VERBOSITY"):
+        os.environ.setdefault(name, "error")
+    if not sys.warnoptions:  # `python -W` asks to see them
+        warnings.filterwarnings("ignore", module="diffusers|transformers|huggingface_hub|torch")
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()

@@ -1,0 +1,55 @@
+"""`jano-dist plan`: what a run would need on GPUs that need not be here."""
+
+import json
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from jano_dist.cli.log import quiet_libraries
+from jano_dist.cli.options import (
+    CONFIG_HELP,
+    CfgOption,
+    JsonOption,
+    KvOption,
+    PolicyOption,
+    PresetOption,
+    SetOption,
+    UlyssesOption,
+    read_config,
+)
+
+
+def plan(
+    config: Annotated[str, typer.Option(help=CONFIG_HELP)],
+    gpus: Annotated[int, typer.Option(help="Ranks, one per GPU.", min=1)],
+    gpu_memory: Annotated[float, typer.Option(help="Of one GPU, in GiB, as nvidia-smi shows it.")],
+    gpus_per_node: Annotated[int | None, typer.Option(help="8, or all, if left out.", min=1)] = None,
+    policy: PolicyOption = None,
+    preset: PresetOption = None,
+    set_: SetOption = None,
+    active: Annotated[float, typer.Option(help="Share of the tokens that is active.")] = 0.25,
+    moderate: Annotated[float, typer.Option(help="Share of the tokens that is moderate.")] = 0.2,
+    cfg: CfgOption = None,
+    kv: KvOption = None,
+    ulysses: UlyssesOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what a run would need on GPUs that need not be here: memory, FLOPs and communication."""
+    degrees = {"mesh.cfg": cfg, "mesh.kv": kv, "mesh.ulysses": ulysses}
+    settings = read_config(config, preset=preset, policy=policy, pairs=set_, named=degrees)
+    quiet_libraries()  # before they are imported
+    from jano_dist.account.table import make_plan, show_plan
+
+    found = make_plan(
+        settings,
+        gpus=gpus,
+        gpus_per_node=gpus_per_node,
+        gpu_memory=gpu_memory,
+        active=active,
+        moderate=moderate,
+    )
+    if as_json:
+        print(json.dumps(found))
+    else:
+        show_plan(found, Console(highlight=False))
