@@ -1,12 +1,21 @@
 """Configuration: frozen pydantic models, YAML files, presets and `--set a.b=c`; unknown keys fail."""
 
 import difflib
+import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from jano_dist.errors import UserError
 
@@ -19,10 +28,33 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+def _plain_int(value: Any) -> Any:
+    """NumPy's integers are integers, too; true and false are none, here and in pydantic's strict mode."""
+    try:
+        return value if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return value
+
+
+_Int = Annotated[int, Field(strict=True), BeforeValidator(_plain_int)]
+_Float = Annotated[float, Field(strict=True)]  # takes integers, too
+
+
+def _utf8(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{text!a} is not valid UTF-8: type it anew") from error
+    return text
+
+
+_Text = Annotated[str, AfterValidator(_utf8)]
+
+
 class ModelConfig(_Frozen):
     """Which weights, and how they are held."""
 
-    name: str = Field(description="wan-tiny (ships with the package), a diffusers folder, or a hub name")
+    name: _Text = Field(description="wan-tiny (ships with the package), a diffusers folder, or a hub name")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="transformer and text encoder; auto keeps the dtype of the files"
     )
@@ -36,26 +68,26 @@ class ModelConfig(_Frozen):
         "host memory",
     )
     vae_tiling: bool = Field(False, description="decode in overlapping tiles, which takes less memory")
-    max_sequence_length: int = Field(512, ge=1, description="text tokens a prompt is padded to")
+    max_sequence_length: _Int = Field(512, ge=1, description="text tokens a prompt is padded to")
 
 
 class VideoConfig(_Frozen):
     """Size of the result in pixels and frames."""
 
-    frames: int = Field(ge=1)
-    height: int = Field(ge=1)
-    width: int = Field(ge=1)
-    fps: int = Field(16, ge=1)
+    frames: _Int = Field(ge=1)
+    height: _Int = Field(ge=1)
+    width: _Int = Field(ge=1)
+    fps: _Int = Field(16, ge=1, le=240)
 
 
 class SamplingConfig(_Frozen):
     """The denoising loop."""
 
-    steps: int = Field(50, ge=1)
-    guidance: float = Field(5.0, ge=0, description="classifier-free guidance scale; 1 or less turns it off")
-    negative_prompt: str = ""
-    shift: float | None = Field(None, gt=0, description="flow shift; null keeps the model's own")
-    seed: int = Field(0, ge=0, lt=2**63)
+    steps: _Int = Field(50, ge=1, le=1000, description="the models know 1000 noise levels")
+    guidance: _Float = Field(5.0, ge=0, description="classifier-free guidance scale; 1 or less turns it off")
+    negative_prompt: _Text = ""
+    shift: _Float | None = Field(None, gt=0, description="flow shift; null keeps the model's own")
+    seed: _Int = Field(0, ge=0, lt=2**63)
 
 
 class FullPolicyConfig(_Frozen):
@@ -67,11 +99,11 @@ class FullPolicyConfig(_Frozen):
 class EnhanceConfig(_Frozen):
     """Raising of holes inside active regions."""
 
-    strength: float = Field(0.8, ge=0)
-    distance: int = Field(1, ge=1, description="in blocks")
+    strength: _Float = Field(0.8, ge=0)
+    distance: _Int = Field(1, ge=1, description="in blocks")
 
 
-_Edge = Annotated[int, Field(ge=1)]
+_Edge = Annotated[_Int, Field(ge=1)]
 
 
 class JanoPolicyConfig(_Frozen):
@@ -80,14 +112,23 @@ class JanoPolicyConfig(_Frozen):
     name: Literal["jano"] = "jano"
     score: Literal["last_change", "published"] = "last_change"
     block: tuple[_Edge, _Edge, _Edge] = Field((7, 6, 8), description="latent positions in T, H, W")
-    temporal_weight: float = Field(0.7, ge=0, le=1, description="of the published score")
-    warmup: int = Field(6, ge=2)
-    cooldown: int = Field(4, ge=0)
-    static_threshold: float = Field(0.15, ge=0, le=1)
-    static_interval: int = Field(6, ge=1)
-    moderate_threshold: float = Field(0.4, ge=0, le=1)
-    moderate_interval: int = Field(4, ge=1)
+    temporal_weight: _Float = Field(0.7, ge=0, le=1, description="of the published score")
+    warmup: _Int = Field(6, ge=2)
+    cooldown: _Int = Field(4, ge=0)
+    static_threshold: _Float = Field(0.15, ge=0, le=1)
+    static_interval: _Int = Field(6, ge=1)
+    moderate_threshold: _Float = Field(0.4, ge=0, le=1)
+    moderate_interval: _Int = Field(4, ge=1)
     enhance: EnhanceConfig = EnhanceConfig()
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "JanoPolicyConfig":
+        if self.static_threshold > self.moderate_threshold:
+            raise ValueError(
+                f"policy.static_threshold {self.static_threshold} is above policy.moderate_threshold "
+                f"{self.moderate_threshold}: give them in order"
+            )
+        return self
 
 
 PolicyConfig = Annotated[FullPolicyConfig | JanoPolicyConfig, Field(discriminator="name")]
@@ -97,7 +138,9 @@ _POLICIES: dict[str, type[BaseModel]] = {"full": FullPolicyConfig, "jano": JanoP
 class MeshConfig(_Frozen):
     """How the ranks of a gang share the work; what is null is chosen from the number of ranks."""
 
-    cfg: Literal[1, 2] | None = Field(None, description="2: cond and uncond branch on different ranks")
+    cfg: Annotated[_Int, Field(ge=1, le=2)] | None = Field(
+        None, description="2: cond and uncond branch on different ranks"
+    )
     kv: _Edge | None = Field(None, description="shards of a branch's tokens whose keys and values stay put")
     ulysses: _Edge | None = Field(None, description="ranks that share a branch's heads and tokens")
 
@@ -116,8 +159,8 @@ class RuntimeConfig(_Frozen):
     """Where it runs."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    timeout_seconds: float = Field(
-        120, gt=0, description="how long a rank waits for the others before it gives up"
+    timeout_seconds: _Float = Field(
+        120, gt=0, le=86_400, description="how long a rank waits for the others before it gives up"
     )
 
 
@@ -157,6 +200,7 @@ def load_config(
     Raises:
         UserError: unknown config, preset or key (names the nearest), or a value that does not fit.
     """
+    _check_arguments(name, preset=preset, policy=policy, overrides=overrides)
     raw = _read(_find(name))
     presets, own_preset = raw.pop("presets", None), raw.pop("preset", None)
     pairs = dict(_pairs(overrides))
@@ -174,7 +218,53 @@ def load_config(
     return _validate(raw, str(name))
 
 
+def change_sampling(sampling: SamplingConfig, changes: Mapping[str, Any]) -> SamplingConfig:
+    """`sampling` with some of its keys changed.
+
+    Raises:
+        UserError: a value that does not fit.
+    """
+    try:
+        return SamplingConfig.model_validate({**sampling.model_dump(), **changes})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(_sentence({**first, "loc": ("sampling", *first["loc"])}, {})) from error
+
+
+def check_prompt(prompt: object) -> None:
+    """Make sure that a prompt is text that can be written to a file, and not empty.
+
+    Raises:
+        UserError: it is not.
+    """
+    if not isinstance(prompt, str):
+        raise UserError(f"the prompt should be text, not {prompt!r}: give a str")
+    try:
+        _utf8(prompt)
+    except ValueError as error:
+        raise UserError(f"the prompt {error}") from error
+    if not prompt.strip():
+        raise UserError("the prompt is empty: say what the video shows")
+
+
+def _check_arguments(name: object, *, preset: object, policy: object, overrides: object) -> None:
+    """The types of `load_config`'s arguments; it would fail on others somewhere inside."""
+    if not isinstance(name, str | Path):
+        raise UserError(f"a config is loaded by its name or path, not by {name!r}: give one of the two")
+    for word, value in {"preset": preset, "policy": policy}.items():
+        if not isinstance(value, str | None):
+            raise UserError(f"the {word} is given by its name, not by {value!r}: give a str, or None")
+    texts = list(overrides) if isinstance(overrides, Sequence | Mapping) else [overrides]
+    if isinstance(overrides, str) or not all(isinstance(text, str) for text in texts):
+        raise UserError(
+            f"overrides are a list of 'key=value' or a dictionary of keys and values, not {overrides!r}: "
+            "write for example {'sampling.steps': 30}"
+        )
+
+
 def _find(name: str | Path) -> Path:
+    if not str(name):
+        raise UserError(f"the config has no name: choose one of {', '.join(config_names())}, or give a file")
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
         if path.is_file():
@@ -282,6 +372,8 @@ def _sentence(error: Mapping[str, Any], raw: Mapping[str, Any]) -> str:
             return f"there is no policy {name!r}{_nearest(name, known)}: choose one of {', '.join(known)}"
         case "model_type" | "model_attributes_type":
             return f"{key} is a section, not {given!r}: set one of the keys in it"
+        case "value_error":  # one of ours, already a sentence
+            return str(error["ctx"]["error"])
         case "too_long":
             return f"{key} has {len(given or ())} values: give {error['ctx']['max_length']}"
     message = error["msg"].partition(", unable")[0]  # "... to parse string as an integer"

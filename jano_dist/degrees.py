@@ -4,7 +4,7 @@ import math
 from typing import NamedTuple
 
 from jano_dist.config import MeshConfig
-from jano_dist.errors import UserError
+from jano_dist.errors import UserError, count
 
 DIMS = ("cfg", "kv", "ulysses")
 
@@ -48,7 +48,7 @@ def choose_degrees(
     needed = math.prod(degree or 1 for degree in _wishes(asked))
     more = f", or start {needed} ranks (--nproc {needed})" if needed > world else ""
     raise UserError(
-        f"{wish} does not fit {world} rank{'s' if world > 1 else ''} with {heads} heads and "
+        f"{wish} does not fit {count(world, 'rank')} with {heads} heads and "
         f"guidance {'on' if guided else 'off'}: use {listed}{more}"
     )
 
@@ -58,17 +58,19 @@ def explain_degrees(
 ) -> str:
     """One line on why `choose_degrees` chose this; its arguments, and its answer."""
     world = math.prod(chosen)
+    name = f"{count(world, 'rank')}: {_product(chosen)}"
     rivals = _fitting(valid_degrees(world=world, heads=heads, guided=guided), asked)
     if len(rivals) == 1:
-        asking = any(_wishes(asked))
-        return f"{world} ranks: {_product(chosen)}, {'as asked' if asking else 'the only mesh'}"
+        return f"{name}, {'as asked' if any(_wishes(asked)) else 'the only possible mesh'}"
     costs = {degrees: traffic_cost(degrees, local_world, hidden=hidden) for degrees in rivals}
-    best = f"{world} ranks: {_product(chosen)}, which sends least of {len(rivals)} possible meshes"
+    best = f"{name}, chosen from {len(rivals)} possible meshes because its ranks send"
     own = costs.pop(chosen)
     if not own:
-        return f"{best}: nothing inside the layers"
+        return f"{best} nothing to each other inside the transformer"
     second = min(costs, key=lambda degrees: costs[degrees])
-    return f"{best}; next is {_product(second)} with {costs[second] / own:.1f} times as much"
+    return (
+        f"{best} least; {_product(second)}, the next best, would send {costs[second] / own:.1f} times as much"
+    )
 
 
 def _product(degrees: Degrees) -> str:

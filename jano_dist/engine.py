@@ -5,6 +5,7 @@
 
 import hashlib
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from jano_dist import observe
 from jano_dist.account import check_fit
-from jano_dist.config import Config
+from jano_dist.config import Config, change_sampling, check_prompt
 from jano_dist.degrees import choose_degrees, explain_degrees
 from jano_dist.denoise import Denoiser, State
 from jano_dist.errors import UserError, name_ranks
@@ -47,6 +48,29 @@ class Generation:
     levels: np.ndarray
 
 
+class _Warner(NullObserver):
+    """Where nobody listens, what the user should know becomes a Python warning."""
+
+    def note(self, sentence: str) -> None:
+        warnings.warn(sentence, stacklevel=3)
+
+
+def _check_observer(observer: object) -> None:
+    lacking = [name for name in ("phase", "step", "note") if not callable(getattr(observer, name, None))]
+    if observer is not None and lacking:
+        raise UserError(
+            f"the observer {observer!r} has no method {', '.join(lacking)}: give one like "
+            "jano_dist.observe.NullObserver, or None"
+        )
+
+
+def _check_engine(config: object, mesh: object) -> None:
+    if not isinstance(config, Config):
+        raise UserError(f"an engine is made from a Config, not from {config!r}: call load_config first")
+    if not isinstance(mesh, Mesh | None):
+        raise UserError(f"the mesh should be a Mesh, not {mesh!r}: give one, or None for all ranks")
+
+
 class Engine:
     """Holds the weights; every `generate` starts from nothing else.
 
@@ -56,6 +80,7 @@ class Engine:
         mesh: the ranks that work together; None arranges all ranks of the process group (this process
             alone where there is none) by `config.mesh`.
         policies: makes a policy for each generation; called like `make_policy`.
+        observer: hears that weights are being read, after all checks.
 
     Raises:
         UserError: a config that does not fit the model, the video, the ranks or this machine's memory;
@@ -69,7 +94,10 @@ class Engine:
         model: VideoModel | None = None,
         mesh: Mesh | None = None,
         policies: Callable[..., Policy] = make_policy,
+        observer: Observer | None = None,
     ) -> None:
+        _check_engine(config, mesh)
+        _check_observer(observer)
         self.config, self._make_policy = config, policies
         self.mesh_choice = ""  # one line on why this mesh, where the engine chose it
         geometry = model.geometry if model else read_geometry(config.model.name)
@@ -98,6 +126,7 @@ class Engine:
             device=device,
             mesh=self.mesh,
             weights=config.model.weights,
+            begin=lambda: (observer or NullObserver()).phase("load"),
         )
         self._load_seconds = time.perf_counter() - started
         self._denoiser = Denoiser(config, self.model, self.mesh, self.latent_shape)
@@ -144,20 +173,20 @@ class Engine:
             prompt: what it shows.
             seed: of the noise; None takes the config's. The same seed gives diffusers' `WanPipeline` noise.
             negative_prompt: text of the uncond branch; None takes the config's.
-            observer: hears about phases and steps.
+            observer: hears about phases and steps; without one, what the user should know is a warning.
 
         Raises:
-            UserError: an empty prompt.
+            UserError: an empty prompt, or an argument of the wrong type or out of its range.
             RunError: the latents became non-finite; names the step.
         """
-        if not prompt.strip():
-            raise UserError("the prompt is empty: say what the video shows")
-        observer = observer or NullObserver()
+        check_prompt(prompt)
         asked = {"seed": seed, "negative_prompt": negative_prompt}
         changes = {key: value for key, value in asked.items() if value is not None}
-        sampling = self.config.sampling.model_copy(update=changes)
+        sampling = change_sampling(self.config.sampling, changes)
+        _check_observer(observer)
+        observer = observer or (_Warner() if self.mesh.is_coordinator else NullObserver())
         prompts = [prompt, sampling.negative_prompt] if guidance_on(sampling.guidance) else [prompt]
-        for note in self.model.notes(prompt):
+        for note in self.model.notes(*prompts):
             observer.note(note)
         made = datetime.now(UTC).isoformat(timespec="seconds")
         seconds = {"load": self._load_seconds}

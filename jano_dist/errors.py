@@ -1,4 +1,4 @@
-"""The two ways a command ends early, each with one sentence for the user; and how both name ranks."""
+"""The two ways a command ends early, each with one sentence for the user; and how these count."""
 
 from collections.abc import Sequence
 
@@ -13,6 +13,11 @@ class RunError(Exception):
 
 class PeerLost(RunError):  # noqa: N818 - it names what happened
     """A collective failed because another rank is gone or silent: seldom the first cause of a failure."""
+
+
+def count(number: int, noun: str) -> str:
+    """`1 rank`, or `2 ranks`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def name_ranks(ranks: Sequence[int]) -> str:

@@ -77,7 +77,7 @@ class Observer(Protocol):
     """Hears about the walk. Raising from a method stops the generation cleanly between steps."""
 
     def phase(self, name: str) -> None:
-        """A phase begins: encode, denoise or decode."""
+        """A phase begins: load (in the command line only), encode, denoise or decode."""
 
     def step(self, record: StepRecord, steps: int) -> None:
         """A step of `steps` has ended."""

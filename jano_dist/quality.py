@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from skimage.metrics import structural_similarity
 
-from jano_dist.errors import UserError
+from jano_dist.errors import UserError, count
 from jano_dist.video import read_video
 
 Frames = npt.NDArray[np.uint8]  # [T, H, W, 3]
@@ -31,7 +31,8 @@ def load_frames(path: Path) -> Frames:
     """
     file = path / "video.mp4" if path.is_dir() else path
     if not file.is_file():
-        raise UserError(f"{file} does not exist: give a video file or the folder of a finished run")
+        problem = "is not a file" if file.exists() else "does not exist"
+        raise UserError(f"{file} {problem}: give a video file or the folder of a finished run")
     return read_video(file)
 
 
@@ -137,4 +138,4 @@ def _check_pair(a: Frames, b: Frames) -> None:
 
 def _shape(video: Frames) -> str:
     frames, height, width, _ = video.shape
-    return f"{frames} frames of {width}x{height}"
+    return f"{count(frames, 'frame')} of {width}x{height}"

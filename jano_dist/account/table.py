@@ -11,7 +11,7 @@ from jano_dist.account.memory import Memory, caches_anything, memory_of, token_c
 from jano_dist.account.work import StepWork, steps_of
 from jano_dist.config import Config
 from jano_dist.degrees import Degrees, valid_degrees
-from jano_dist.errors import UserError
+from jano_dist.errors import count
 from jano_dist.models.sizes import ModelSizes, read_sizes
 from jano_dist.sampling.guidance import guidance_on
 
@@ -20,7 +20,7 @@ def make_plan(
     config: Config,
     *,
     gpus: int,
-    gpus_per_node: int | None,
+    gpus_per_node: int,
     gpu_memory: float,
     active: float,
     moderate: float,
@@ -28,28 +28,26 @@ def make_plan(
     """Everything `jano-dist plan` says, ready for JSON; sizes in bytes, work in FLOPs.
 
     Args:
-        gpus, gpus_per_node: ranks, and how many of them a node has; None: 8, or all where they are fewer.
+        gpus, gpus_per_node: ranks, and how many of them a node has.
         gpu_memory: of one GPU, in GiB.
         active, moderate: shares of the tokens at these levels.
 
     Raises:
-        UserError: numbers that do not go together, an unknown model, a mesh that does not exist.
+        UserError: an unknown model, a mesh that does not exist, a video that the model cannot make.
     """
-    local_world = gpus_per_node or min(gpus, 8)
-    _check(gpus, local_world, gpu_memory, active, moderate)
     sizes = read_sizes(config.model.name, local=True)
-    degrees = mesh_for(sizes, config, world=gpus, local_world=local_world)
+    degrees = mesh_for(sizes, config, world=gpus, local_world=gpus_per_node)
     room = Room(int(gpu_memory * GIB))
     steps = steps_of(sizes, config, degrees, active=active, moderate=moderate)
-    problem = complaint(sizes, config, degrees, room, local_world=local_world)
+    problem = complaint(sizes, config, degrees, room, local_world=gpus_per_node)
     return {
         "model": {"name": config.model.name, "from_table": sizes.from_table},
         "video": {**config.video.model_dump(), "tokens": token_count(sizes.geometry, config)},
         "policy": {"name": config.policy.name, "active": active, "moderate": moderate},
         "cache": config.cache.model_dump() if caches_anything(config) else None,
-        "gpus": {"count": gpus, "per_node": local_world, "memory": room.accelerator, "headroom": HEADROOM},
+        "gpus": {"count": gpus, "per_node": gpus_per_node, "memory": room.accelerator, "headroom": HEADROOM},
         "mesh": degrees._asdict(),
-        "mesh_choice": mesh_choice(sizes, config, degrees, local_world=local_world),
+        "mesh_choice": mesh_choice(sizes, config, degrees, local_world=gpus_per_node),
         "memory": _memory(memory_of(sizes, config, degrees)),
         "fits": problem is None,
         "problem": problem,
@@ -63,21 +61,6 @@ def make_plan(
             if other != degrees
         ],
     }
-
-
-def _check(gpus: int, local_world: int, gpu_memory: float, active: float, moderate: float) -> None:
-    if gpus % local_world:
-        raise UserError(
-            f"{gpus} GPUs are no whole number of nodes with {local_world} each: "
-            "give a --gpus that --gpus-per-node divides"
-        )
-    if not 0 < gpu_memory < float("inf"):
-        raise UserError(f"--gpu-memory must be above 0 GiB, not {gpu_memory:g}: give what nvidia-smi shows")
-    if not (active >= 0 and moderate >= 0 and active + moderate <= 1):
-        raise UserError(
-            f"--active {active:g} and --moderate {moderate:g} are no shares of the tokens: "
-            "give two numbers from 0 to 1 that sum to 1 at most"
-        )
 
 
 def _memory(memory: Memory) -> dict[str, Any]:
@@ -139,9 +122,9 @@ def show_plan(plan: dict[str, Any], console: Console) -> None:
     """Print what `make_plan` found."""
     video, gpus = plan["video"], plan["gpus"]
     lines = [
-        f"{plan['model']['name']}, {video['width']}x{video['height']}, {video['frames']} frames: "
-        f"{video['tokens']} tokens",
-        f"{gpus['count']} GPUs, {gpus['per_node']} per node",
+        f"{plan['model']['name']}, {video['width']}x{video['height']}, {count(video['frames'], 'frame')}: "
+        f"{count(video['tokens'], 'token')}",
+        f"{count(gpus['count'], 'GPU')}, {gpus['per_node']} per node",
         plan["mesh_choice"],
         f"{gib(gpus['memory'])} each, as nvidia-smi shows them, of which {gpus['headroom']:.0%} are kept as "
         "headroom. Caches and weights are exact, activations and decoding are estimates.",
@@ -207,11 +190,11 @@ def _steps_table(plan: dict[str, Any]) -> Table:
 def _mesh_table(plan: dict[str, Any]) -> Table:
     title = "Meshes, the chosen one first; GiB that a rank sends in a step of each kind"
     table = Table("cfg x kv x ulysses", title=title, title_justify="left")
-    table.add_column("peak", justify="right")
+    table.add_column("peak", justify="right", no_wrap=True)
     table.add_column("fits")
     kinds = [step["kind"] for step in plan["steps"]]
     for kind in kinds:
-        table.add_column(kind, justify="right", no_wrap=True)
+        table.add_column(kind, justify="right", no_wrap=True, min_width=len(kind))
     chosen = {
         **plan["mesh"],
         "peak": plan["memory"]["peak"],
@@ -221,7 +204,7 @@ def _mesh_table(plan: dict[str, Any]) -> Table:
     usable = plan["gpus"]["memory"] * (1 - plan["gpus"]["headroom"])
     for place, row in enumerate((chosen, *plan["alternatives"])):
         name = f"{row['cfg']} x {row['kv']} x {row['ulysses']}"
-        fits = "yes" if row["fits"] else f"no: {gib(row['peak'] - usable)} too much"
+        fits = "yes" if row["fits"] else f"{gib(row['peak'] - usable)} over"
         sent = [_bare_gib(row["sent_per_rank"][kind]) for kind in kinds]
         table.add_row(name, gib(row["peak"]), fits, *sent, style=None if place else "bold")
     return table
@@ -234,5 +217,6 @@ def _tera(flops: float) -> str:
 
 
 def _bare_gib(size: float) -> str:
-    """In GiB, without the word; what is there does not look like nothing."""
-    return "0" if not size else f"{max(size / GIB, 0.01):.2f}"
+    """In GiB, without the word, three figures at most; what is there does not look like nothing."""
+    number = max(size / GIB, 0.01)
+    return "0" if not size else f"{number:.0f}" if number >= 100 else f"{number:.3g}"

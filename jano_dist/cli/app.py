@@ -1,11 +1,16 @@
 """The commands gathered; an error becomes one sentence and an exit code."""
 
+import io
 import sys
+from collections.abc import Sequence
+from contextlib import redirect_stdout, suppress
 from typing import Any
 
 import typer
 
-from jano_dist.cli import compare, doctor, generate, plan
+from jano_dist.cli import INTERRUPTED, compare, doctor, generate, plan
+from jano_dist.cli.log import Output
+from jano_dist.cli.options import Call
 from jano_dist.errors import RunError, UserError
 from jano_dist.gang import Place, Stopped, fail_stop, find_place
 
@@ -20,29 +25,20 @@ for command in (generate.generate, compare.compare, plan.plan, doctor.doctor):
 # What typer raises for a wrong command line: click's UsageError, or its own copy under a private name.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
-_INTERRUPTED = "interrupted: nothing was written"
 
-
-def main() -> None:
-    """Run a command. Exit code 0: done; 1: the run failed; 2: bad input; 130: interrupted."""
-    sys.exit(run(sys.argv[1:]))
-
-
-def run(arguments: list[str]) -> int:
+def run(arguments: list[str], *, started: float) -> int:
     """Run a command line and return its exit code; one sentence on stderr when it is not 0.
 
-    A rank of a gang that fails does not return: it tells the others and ends (`gang.fail_stop`).
+    `started` is `time.monotonic()` when the command began. A rank of a gang that fails does not return: it
+    tells the others and ends (`gang.fail_stop`).
     """
     try:
-        code = int(
-            app(args=arguments or ["--help"], standalone_mode=False, prog_name="jano-dist", obj=arguments)
-            or 0
-        )
+        code = _command(arguments, Call(arguments, started))
         if code == 130:  # how typer tells of Ctrl-C
             raise KeyboardInterrupt
         return code
     except (Exception, KeyboardInterrupt, Stopped) as error:
-        place, ending = _place_or_alone(), _ending(error)
+        place, ending = _place_or_alone(), _ending(error, arguments)
         if place.world > 1:
             fail_stop(place, error, ending, _say)
         if ending is None:
@@ -51,16 +47,25 @@ def run(arguments: list[str]) -> int:
         return ending[0]
 
 
-def _ending(error: BaseException) -> tuple[int, str] | None:
+def _command(arguments: list[str], call: Call) -> int:
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a run must not fail for a letter that cannot be shown
+        sys.stdout.reconfigure(errors="replace")
+    with redirect_stdout(Output(sys.stdout or io.StringIO())):
+        code = app(args=arguments or ["--help"], standalone_mode=False, prog_name="jano-dist", obj=call)
+        print(end="", flush=True)  # a full disk says so only now
+    return int(code or 0)
+
+
+def _ending(error: BaseException, arguments: Sequence[str]) -> tuple[int, str] | None:
     """Exit code and sentence of an error; None for one that nobody foresaw."""
     if isinstance(error, UserError):
         return 2, str(error)
     if isinstance(error, _UsageError):
-        return 2, _usage(error)
+        return 2, _usage(error, arguments)
     if isinstance(error, RunError):
         return 1, str(error)
     if isinstance(error, KeyboardInterrupt | typer.Abort):
-        return 130, _INTERRUPTED
+        return 130, INTERRUPTED
     return None
 
 
@@ -71,11 +76,21 @@ def _place_or_alone() -> Place:
         return Place()
 
 
-def _usage(error: Any) -> str:
+def _usage(error: Any, arguments: Sequence[str]) -> str:
     """One sentence for a wrong command line."""
+    option = getattr(error, "option_name", "")
+    sentences = [text for text in arguments if text.startswith("-") and " " in text and "=" not in text]
+    # `-a red ball` is read as the options -a, -r, ...
+    if option and any(text[:2] == option[:2] for text in sentences):
+        return (
+            f"{sentences[0]!r} begins with a dash: to use it as a prompt put -- before it, as the last option"
+        )
     command = error.ctx.command_path if error.ctx else "jano-dist"
     return f"{error.format_message()} (see `{command} --help`)"
 
 
 def _say(sentence: str) -> None:
-    print(f"jano-dist: {' '.join(sentence.split())}", file=sys.stderr)  # one line, whatever is quoted in it
+    """One line on stderr, whatever is quoted in it; nothing where there is nothing to say."""
+    if sentence:
+        with suppress(OSError):  # nobody can be told then
+            print(f"jano-dist: {' '.join(sentence.split())}", file=sys.stderr, flush=True)

@@ -2,30 +2,35 @@
 
 import math
 import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from jano_dist.cli.log import Bar, Log, quiet_libraries
+from jano_dist.cli import ending_at_once
+from jano_dist.cli.log import Bar, log, quiet_libraries
+from jano_dist.cli.numbers import check_numbers
 from jano_dist.cli.options import (
     CONFIG_HELP,
+    Call,
     CfgOption,
     KvOption,
     PolicyOption,
     PresetOption,
     SetOption,
     UlyssesOption,
+    given_path,
     read_config,
+    typed,
 )
-from jano_dist.config import Config
-from jano_dist.errors import UserError
-from jano_dist.gang import Place, Progress, enlist, find_place
-
-if TYPE_CHECKING:  # it imports torch, which takes seconds; a typo should not
-    from jano_dist.engine import Generation
-    from jano_dist.observe import Observer
+from jano_dist.config import Config, check_prompt
+from jano_dist.errors import UserError, count
+from jano_dist.gang import SUPERVISOR, Place, Progress, enlist, find_place
+from jano_dist.target import reserve
 
 _RANKS_PER_CORE = 16  # far more than is of any use; beyond it a machine comes to a standstill
 
@@ -33,7 +38,9 @@ _RANKS_PER_CORE = 16  # far more than is of any use; beyond it a machine comes t
 def generate(
     context: typer.Context,
     prompt: Annotated[str, typer.Argument(help="What the video shows.")],
-    out: Annotated[Path, typer.Option(help="Folder for video, pictures and run.json.")],
+    out: Annotated[
+        Path, typer.Option(parser=given_path, metavar="FOLDER", help="For video, pictures and run.json.")
+    ],
     config: Annotated[str, typer.Option(help=CONFIG_HELP)] = "wan-tiny",
     model: Annotated[str | None, typer.Option(help="Model name, diffusers folder or hub name.")] = None,
     policy: PolicyOption = None,
@@ -63,22 +70,17 @@ def generate(
         "mesh.ulysses": ulysses,
     }
     settings = read_config(config, preset=preset, policy=policy, pairs=set_, named=named)
-    if not prompt.strip():
-        raise UserError("the prompt is empty: say what the video shows")
-
-    place = find_place()
+    prompt, call, place = typed(prompt), context.ensure_object(Call), find_place()
+    check_prompt(prompt)
     if nproc is not None:
         _check_ranks(nproc, settings, place)
+    check_numbers(settings, ranks=nproc or place.world)
     if nproc is not None and nproc > 1:
-        from jano_dist.launchers.local import launch
-
-        return launch(nproc, _without_option(context.obj, "--nproc"))
-    generation = _generate(settings, prompt, out, place)
-    if place.is_coordinator:
-        from jano_dist.run_folder import write_run
-
-        write_run(out, generation, fps=settings.video.fps, save_latents=save_latents)
-        _summary(Log(highlight=False), out, generation.record)
+        _launch(nproc, call.arguments, out)
+    else:
+        _generate(settings, prompt, out, place, save_latents=save_latents)
+    if place.is_coordinator and SUPERVISOR not in os.environ:
+        log().print(f"the whole command took {time.monotonic() - call.started:.1f} s", soft_wrap=True)
 
 
 def _check_ranks(nproc: int, settings: Config, place: Place) -> None:
@@ -96,38 +98,65 @@ def _check_ranks(nproc: int, settings: Config, place: Place) -> None:
     if nproc % product or (len(asked) == 3 and nproc != product):
         degrees = " x ".join(f"--{name} {degree}" for name, degree in asked.items())
         raise UserError(
-            f"{degrees} is {product} ranks, which does not fit --nproc {nproc}: "
+            f"{degrees} is {count(product, 'rank')}, which does not fit --nproc {nproc}: "
             f"use --nproc {product}, or leave a degree out"
         )
 
 
-def _without_option(arguments: list[str], name: str) -> list[str]:
+def _launch(nproc: int, arguments: Sequence[str], out: Path) -> None:
+    """The same command on several ranks, of which rank 0 holds `out`; from here it is only looked at."""
+    with ending_at_once():
+        from jano_dist.launchers.local import launch
+
+    with reserve(out):
+        pass
+    launch(nproc, _without_option(arguments, "--nproc"))
+
+
+def _without_option(arguments: Sequence[str], name: str) -> list[str]:
     """A command line without an option and its value, written either way and however often."""
-    kept = [argument for argument in arguments if not argument.startswith(f"{name}=")]
+    end = list(arguments).index("--") if "--" in arguments else len(arguments)  # what follows are no options
+    kept = [argument for argument in arguments[:end] if not argument.startswith(f"{name}=")]
     while name in kept:
         place = kept.index(name)
         del kept[place : place + 2]
-    return kept
+    return [*kept, *arguments[end:]]
 
 
-def _generate(settings: Config, prompt: str, out: Path, place: Place) -> "Generation":
-    """This rank's part of the work, from the first import to the video."""
+def _generate(settings: Config, prompt: str, out: Path, place: Place, *, save_latents: bool) -> None:
+    """This rank's part of the work, from the first import to the written video."""
     if place.world > 1:
         enlist()
-    quiet_libraries()  # before they are imported
-    from jano_dist.engine import Engine
-    from jano_dist.observe import NullObserver
-    from jano_dist.run_folder import check_target
-    from jano_dist.runtime import join
+    with _holding(out, place), Bar(log()) as bar:
+        quiet_libraries()  # before they are imported
+        with ending_at_once():
+            from jano_dist.engine import Engine
+            from jano_dist.observe import NullObserver
+            from jano_dist.run_folder import write_run
+            from jano_dist.runtime import join
 
+        with join(settings.runtime) as store:
+            progress = Progress(bar if place.is_coordinator else NullObserver(), store, place)
+            engine = Engine(settings, observer=progress)
+            if place.is_coordinator and place.world > 1:
+                bar.say(engine.mesh_choice)
+            generation = engine.generate(prompt, observer=progress)
+        if place.is_coordinator:
+            bar.phase("write")
+            write_run(out, generation, fps=settings.video.fps, save_latents=save_latents)
     if place.is_coordinator:
-        check_target(out)
-    with join(settings.runtime) as store, Bar(Log(highlight=False)) as bar:
-        engine = Engine(settings)
-        if place.is_coordinator and place.world > 1:
-            bar.say(engine.mesh_choice)
-        heard: Observer = bar if place.is_coordinator else NullObserver()
-        return engine.generate(prompt, observer=Progress(heard, store, place))
+        with suppress(KeyboardInterrupt):  # the video is there, and to say that it is not would be wrong
+            _summary(log(), out, generation.record)
+
+
+@contextmanager
+def _holding(out: Path, place: Place) -> Iterator[None]:
+    """`reserve` on the rank that will write."""
+    if not place.is_coordinator:
+        yield
+        return
+    with reserve(out):
+        yield
 
 
 def _summary(console: Console, out: Path, record: dict[str, Any]) -> None:

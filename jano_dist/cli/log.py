@@ -3,20 +3,65 @@
 import os
 import sys
 import warnings
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from jano_dist.errors import RunError
 
 if TYPE_CHECKING:  # it imports torch
     from jano_dist.observe import StepRecord
 
 
-class Log(Console):
-    """A console whose reader may leave (`| head`, a lost connection): the run goes on without it."""
+class Output:
+    """A stream such as stdout; when it cannot be written to, that ends the command with one sentence."""
 
-    def on_broken_pipe(self) -> None:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with self._noticing():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._noticing():
+            self._stream.flush()
+
+    @contextmanager
+    def _noticing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            # Or Python would try again at its end, and fail with a traceback.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            if isinstance(error, BrokenPipeError):  # `| head` has seen enough, and knows
+                raise RunError("") from error
+            reason = error.strerror or "it failed"
+            raise RunError(
+                f"the output cannot be written ({reason}): make room, or send it elsewhere"
+            ) from error
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+class Unheard(Output):
+    """An `Output` whose reader may leave, or its disk be full: the run goes on without it."""
+
+    @contextmanager
+    def _noticing(self) -> Iterator[None]:
+        with suppress(RunError):
+            yield
+
+
+def log() -> Console:
+    """The console for what a run tells while it goes on, and at its end."""
+    stream: Any = Unheard(sys.stdout)
+    return Console(file=stream, highlight=False)
 
 
 class Bar:
@@ -29,7 +74,7 @@ class Bar:
             TextColumn("{task.fields[step]}"), TimeRemainingColumn(), console=console, transient=True,
             disable=not console.is_terminal,
         )  # fmt: skip
-        self._task = self._progress.add_task("", total=None, step="")
+        self._task = self._progress.add_task("load", total=None, step="")  # from the first import on
 
     def __enter__(self) -> "Bar":
         self._progress.start()
@@ -63,8 +108,3 @@ def quiet_libraries() -> None:
         os.environ.setdefault(name, "error")
     if not sys.warnoptions:  # `python -W` asks to see them
         warnings.filterwarnings("ignore", module="diffusers|transformers|huggingface_hub|torch")
-    import diffusers.utils.logging
-    import transformers.utils.logging
-
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()

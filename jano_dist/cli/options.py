@@ -1,12 +1,24 @@
 """Options that several commands share, and the config they make together."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from jano_dist.config import Config, config_names, load_config
+
+
+@dataclass(frozen=True)
+class Call:
+    """A command line, and `time.monotonic()` when it began. Typer's context carries it as `obj`."""
+
+    arguments: Sequence[str]
+    started: float
+
 
 CONFIG_HELP = f"One of {', '.join(config_names())}, or a .yaml file."
 
@@ -17,6 +29,22 @@ CfgOption = Annotated[int | None, typer.Option("--cfg", help="2: one guidance br
 KvOption = Annotated[int | None, typer.Option("--kv", help="Shards of a branch's keys and values.")]
 UlyssesOption = Annotated[int | None, typer.Option("--ulysses", help="Ranks that share a branch's heads.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def given_path(text: str) -> Path:
+    """A path that was given. An empty one, as of a shell variable that is not set, would be the folder
+    one is in."""
+    if not text:
+        raise typer.BadParameter("it is empty: give a path")
+    return Path(text)
+
+
+def typed(text: str) -> str:
+    """Text as it was typed in UTF-8, also where the locale is another and Python kept its bytes."""
+    try:
+        return os.fsencode(text).decode() if any("\ud800" <= sign <= "\udfff" for sign in text) else text
+    except UnicodeError:
+        return text  # no UTF-8 either, which is said by whoever reads it
 
 
 def read_config(
@@ -37,4 +65,4 @@ def read_config(
         UserError: see `load_config`.
     """
     overrides = [f"{key}={json.dumps(value)}" for key, value in named.items() if value is not None]
-    return load_config(name, preset=preset, policy=policy, overrides=[*(pairs or []), *overrides])
+    return load_config(name, preset=preset, policy=policy, overrides=[*map(typed, pairs or []), *overrides])

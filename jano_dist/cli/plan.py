@@ -6,7 +6,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from jano_dist.cli import ending_at_once
 from jano_dist.cli.log import quiet_libraries
+from jano_dist.cli.numbers import check_cluster, check_numbers
 from jano_dist.cli.options import (
     CONFIG_HELP,
     CfgOption,
@@ -35,16 +37,23 @@ def plan(
     ulysses: UlyssesOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what a run would need on GPUs that need not be here: memory, FLOPs and communication."""
+    """Say what a run would need on GPUs that need not be here: memory, FLOPs and communication.
+
+    The exit code is 1 if it does not fit.
+    """
     degrees = {"mesh.cfg": cfg, "mesh.kv": kv, "mesh.ulysses": ulysses}
     settings = read_config(config, preset=preset, policy=policy, pairs=set_, named=degrees)
+    per_node = gpus_per_node or min(gpus, 8)
+    check_cluster(gpus, per_node, gpu_memory, active=active, moderate=moderate)
+    check_numbers(settings, ranks=gpus)
     quiet_libraries()  # before they are imported
-    from jano_dist.account.table import make_plan, show_plan
+    with ending_at_once():
+        from jano_dist.account.table import make_plan, show_plan
 
     found = make_plan(
         settings,
         gpus=gpus,
-        gpus_per_node=gpus_per_node,
+        gpus_per_node=per_node,
         gpu_memory=gpu_memory,
         active=active,
         moderate=moderate,
@@ -53,3 +62,5 @@ def plan(
         print(json.dumps(found))
     else:
         show_plan(found, Console(highlight=False))
+    if not found["fits"]:
+        raise typer.Exit(1)

@@ -10,8 +10,8 @@ from torch import nn
 from transformers import UMT5Config, UMT5EncoderModel
 
 from jano_dist.errors import UserError
-from jano_dist.models.base import Geometry
-from jano_dist.models.wan_pipeline import _geometry, _sentence, _source
+from jano_dist.geometry import KNOWN, Geometry, find_model, wan_geometry
+from jano_dist.models.wan_pipeline import _sentence
 from jano_dist.models.weights import stored_dtype
 
 
@@ -50,12 +50,6 @@ class ModelSizes:
     from_table: bool
 
 
-# The config files of models on the hub, as far as they differ from their classes' defaults: a plan for a
-# cluster is made on a machine that has neither the files nor a network.
-_KNOWN: dict[str, dict[str, Any]] = {
-    "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": {"num_layers": 30, "num_attention_heads": 12, "ffn_dim": 8960},
-    "Wan-AI/Wan2.1-T2V-14B-Diffusers": {"num_layers": 40, "num_attention_heads": 40, "ffn_dim": 13824},
-}
 _UMT5_XXL = {
     "vocab_size": 256384,
     "d_model": 4096,
@@ -76,7 +70,7 @@ def read_sizes(name: str, *, local: bool = False) -> ModelSizes:
     Raises:
         UserError: unknown model.
     """
-    source = _source(name)
+    source = find_model(name)
     try:
         with _sentence(source):
             configs = _configs(source, local=local)
@@ -84,17 +78,17 @@ def read_sizes(name: str, *, local: bool = False) -> ModelSizes:
     except UserError as error:
         if Path(source).is_dir() or not local:
             raise
-        if name not in _KNOWN:
+        if name not in KNOWN:
             raise UserError(
-                f"model {name!r} is not on this machine: fetch it, or name one of {', '.join(_KNOWN)}"
+                f"model {name!r} is not on this machine: fetch it, or name one of {', '.join(KNOWN)}"
             ) from error
-        configs, from_table = (_KNOWN[name], {}, _UMT5_XXL), True
+        configs, from_table = (KNOWN[name], {}, _UMT5_XXL), True
     with _sentence(source), torch.device("meta"):
         transformer = WanTransformer3DModel.from_config(configs[0])
         vae = AutoencoderKLWan.from_config(configs[1])
         text = UMT5EncoderModel(UMT5Config.from_dict(configs[2]))
     return ModelSizes(
-        geometry=_geometry(transformer.config, vae.config),
+        geometry=wan_geometry(transformer.config, vae.config),
         transformer=_count(transformer, transformer),
         layer=max((_count(block, transformer) for block in transformer.blocks), key=lambda own: own.plain),
         text_encoder=_count(text).plain,

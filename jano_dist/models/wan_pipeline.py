@@ -1,7 +1,6 @@
 """A diffusers `WanPipeline` folder as a `VideoModel`: text, noise, scheduler and VAE are diffusers' own."""
 
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -9,19 +8,20 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
+from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from torch import Tensor
 from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
 
 from jano_dist.errors import UserError
+from jano_dist.geometry import Geometry, find_model, wan_geometry
 from jano_dist.mesh import Mesh
-from jano_dist.models.base import Branch, Geometry
+from jano_dist.models.base import Branch
 from jano_dist.models.placement import place
+from jano_dist.models.quiet import quiet
 from jano_dist.models.wan import WanTransformer
 from jano_dist.models.wan_vae import VideoDecoder
 from jano_dist.models.weights import check_folder, check_weights, stored_dtype
 from jano_dist.tokens.grid import Shape3
-
-_ASSETS = Path(__file__).parent.parent / "assets"
 
 # What diffusers and transformers raise for a folder they cannot make sense of.
 _BROKEN = (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError)
@@ -53,13 +53,13 @@ class WanModel:
         if vae_tiling:
             pipeline.vae.enable_tiling()
         self._decoder = VideoDecoder(pipeline.vae, parallel=vae_parallel)
-        self.geometry = _geometry(pipeline.transformer.config, pipeline.vae.config)
+        self.geometry = wan_geometry(pipeline.transformer.config, pipeline.vae.config)
         self.device, self.dtype = device, self._transformer.dtype
         self.forward = self._transformer.forward
         self.unpatchify = self._transformer.unpatchify
 
-    def notes(self, prompt: str) -> list[str]:
-        return self._text.notes(prompt)
+    def notes(self, prompt: str, negative_prompt: str = "") -> list[str]:
+        return self._text.notes(prompt, negative_prompt)
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
         return self._text.encode(prompts, self.device).to(self.dtype)
@@ -111,22 +111,25 @@ class WanModel:
 
 
 class TextEncoder:
-    """UMT5 and its tokenizer, in memory only while a prompt is encoded: for 14B it is 11 GB in bf16.
+    """UMT5, in memory only while a prompt is encoded: for 14B it is 11 GB in bf16.
 
     Args:
-        folder: of the diffusers pipeline.
+        folder: of the diffusers pipeline. tokenizer: of it.
         dtype: of the weights.
         max_sequence_length: text tokens a prompt is padded to.
     """
 
-    def __init__(self, folder: Path, dtype: torch.dtype, max_sequence_length: int) -> None:
-        self._folder, self._dtype, self._limit = folder, dtype, max_sequence_length
+    def __init__(self, folder: Path, tokenizer: Any, dtype: torch.dtype, max_sequence_length: int) -> None:
+        self._folder, self._tokenizer = folder, tokenizer
+        self._dtype, self._limit = dtype, max_sequence_length
 
     def encode(self, prompts: Sequence[str], device: torch.device) -> Tensor:
         """[prompts, L, text_dim]. Loads the encoder and frees it again."""
         others = dict.fromkeys(("transformer", "vae", "scheduler"))
         with _sentence(str(self._folder)):
-            pipeline = WanPipeline.from_pretrained(self._folder, dtype=self._dtype, **others).to(device)
+            pipeline = WanPipeline.from_pretrained(
+                self._folder, tokenizer=self._tokenizer, dtype=self._dtype, **others
+            ).to(device)
         texts: Tensor = pipeline.encode_prompt(
             list(prompts),
             do_classifier_free_guidance=False,
@@ -138,25 +141,29 @@ class TextEncoder:
             torch.cuda.empty_cache()
         return texts
 
-    def notes(self, prompt: str) -> list[str]:
-        """Sentences on what the encoder will not see of a prompt: unknown words, a cut-off end."""
-        with _sentence(str(self._folder)):
-            tokenizer = AutoTokenizer.from_pretrained(self._folder / "tokenizer")
+    def notes(self, prompt: str, negative_prompt: str = "") -> list[str]:
+        """Sentences on what the encoder will not see: words it does not know, an end that is cut off."""
+        tokenizer = self._tokenizer
+        with quiet():
+            words = prompt_clean(prompt).split()
+            unknown = [
+                word
+                for word in words
+                if tokenizer.unk_token_id in tokenizer(word, add_special_tokens=False).input_ids
+            ]
+            texts = {"prompt": prompt, "negative prompt": negative_prompt}
+            lengths = {name: len(tokenizer(prompt_clean(text)).input_ids) for name, text in texts.items()}
         notes = []
-        unknown = [
-            word
-            for word in prompt.split()
-            if tokenizer.unk_token_id in tokenizer(word, add_special_tokens=False).input_ids
-        ]
         if unknown:
             notes.append(
                 f"the model does not know {', '.join(unknown)}: what it makes of the prompt may surprise"
             )
-        if len(tokenizer(prompt).input_ids) > self._limit:
-            notes.append(
-                f"the prompt is longer than {self._limit} tokens (model.max_sequence_length): "
-                "its end is cut off"
-            )
+        for name, length in lengths.items():
+            if length > self._limit:
+                notes.append(
+                    f"the {name} is longer than {self._limit} tokens (model.max_sequence_length): "
+                    "its end is cut off"
+                )
         return notes
 
 
@@ -167,7 +174,8 @@ def read_wan_geometry(name: str) -> Geometry:
         UserError: unknown model.
     """
     transformer, vae = _skeletons(name)
-    return _geometry(transformer.config, vae.config)
+    with _sentence(find_model(name)):
+        return wan_geometry(transformer.config, vae.config)
 
 
 def load_wan(
@@ -181,6 +189,7 @@ def load_wan(
     weights: str = "replicated",
     vae_parallel: str = "auto",
     vae_tiling: bool = False,
+    begin: Callable[[], object] = lambda: None,
 ) -> WanModel:
     """Load a model by name or folder, after looking whether its files are whole.
 
@@ -197,11 +206,15 @@ def load_wan(
         weights: where the transformer's lie: `replicated`, `fsdp` or `group_offload` (see `place`).
         vae_parallel: `auto`: all ranks decode; `single`: the coordinator alone.
         vae_tiling: decode in overlapping tiles.
+        begin: called when the files have been found whole and reading them begins.
 
     Raises:
         UserError: unknown model, or files missing, truncated or without weights the model has.
     """
     folder, skeleton = _checked(name)
+    with _sentence(str(folder)):
+        tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    begin()
     kept = {part: stored_dtype(folder / part) for part in ("transformer", "text_encoder")}
     asked = kept if dtype == "auto" else dict.fromkeys(kept, getattr(torch, dtype))
 
@@ -220,7 +233,7 @@ def load_wan(
             text_encoder=None,
             tokenizer=None,
         )
-    text = TextEncoder(folder, asked["text_encoder"], max_sequence_length)
+    text = TextEncoder(folder, tokenizer, asked["text_encoder"], max_sequence_length)
     return WanModel(pipeline, text, device, vae_parallel=vae_parallel, vae_tiling=vae_tiling)
 
 
@@ -244,37 +257,36 @@ def _checked(name: str) -> tuple[Path, Any]:
     return folder, transformer
 
 
-def _geometry(transformer: Any, vae: Any) -> Geometry:
-    return Geometry(
-        channels=transformer.in_channels,
-        out_channels=transformer.out_channels,
-        vae_stride=(vae.scale_factor_temporal, vae.scale_factor_spatial, vae.scale_factor_spatial),
-        patch=tuple(transformer.patch_size),
-        layers=transformer.num_layers,
-        heads=transformer.num_attention_heads,
-        head_dim=transformer.attention_head_dim,
-        ffn_dim=transformer.ffn_dim,
-        text_dim=transformer.text_dim,
-        time_dim=transformer.freq_dim,
-    )
-
-
 def _skeletons(name: str) -> tuple[Any, Any]:
     """Transformer and VAE without memory: every size, default and weight name, and no weights."""
-    source = _source(name)
+    source = find_model(name)
     with _sentence(source), torch.device("meta"):
         transformer = WanTransformer3DModel.from_config(
             WanTransformer3DModel.load_config(source, subfolder="transformer")
         )
         vae = AutoencoderKLWan.from_config(AutoencoderKLWan.load_config(source, subfolder="vae"))
+        _check_vae(source, transformer.config, vae.config)
     return transformer, vae
+
+
+def _check_vae(source: str, transformer: Any, vae: Any) -> None:
+    """What the VAE's config says of the latent; loading it would not look, and decoding comes last."""
+    sizes = {"z_dim": vae.z_dim} | {name: len(vae[name]) for name in ("latents_mean", "latents_std")}
+    for name, size in sizes.items():
+        if size != transformer.in_channels:
+            raise UserError(
+                f"{Path(source, 'vae', 'config.json')}: {name} is for {size} channels, but the transformer's "
+                f"latent has {transformer.in_channels}: fetch the model again, whole"
+            )
+    torch.tensor([vae.latents_mean, vae.latents_std], device="cpu")  # raises where one is no number
 
 
 @contextmanager
 def _sentence(source: str) -> Iterator[None]:
-    """Turn what the libraries raise over a broken or absent model into one sentence."""
+    """Let the libraries work in silence, and turn what they raise over a broken model into one sentence."""
     try:
-        yield
+        with quiet():
+            yield
     except _BROKEN as error:
         if not Path(source).is_dir():
             raise UserError(
@@ -287,29 +299,13 @@ def _sentence(source: str) -> Iterator[None]:
         ) from error
 
 
-def _source(name: str) -> str:
-    """What diffusers is told to read: a folder on this machine, or the hub name as it is.
-
-    Raises:
-        UserError: neither a folder nor a hub name.
-    """
-    for folder in (_ASSETS / name, Path(name)):
-        if folder.is_dir():
-            return str(folder)
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        return name
-    raise UserError(
-        f"there is no model folder {name!r}: give wan-tiny, an existing folder, or a hub name like org/name"
-    )
-
-
 def model_folder(name: str) -> Path:
     """The folder with a model's files; fetches it from the hub when `name` is a hub name.
 
     Raises:
         UserError: it cannot be fetched.
     """
-    source = _source(name)
+    source = find_model(name)
     if Path(source).is_dir():
         return Path(source)
     with _sentence(source):

@@ -1,8 +1,10 @@
 """Classifier-free guidance."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:  # a wrong mesh is refused before torch is imported
+    from torch import Tensor
 
 
 def guidance_on(scale: float) -> bool:
@@ -10,7 +12,7 @@ def guidance_on(scale: float) -> bool:
     return scale > 1.0
 
 
-def guide(outputs: Sequence[Tensor], scale: float) -> Tensor:
+def guide(outputs: "Sequence[Tensor]", scale: float) -> "Tensor":
     """Combine branch outputs `[cond]` or `[cond, uncond]`, any shape, into the guided velocity.
 
     uncond + scale * (cond - uncond); Ho and Salimans, "Classifier-free diffusion guidance" (2022).

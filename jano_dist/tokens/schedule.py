@@ -37,8 +37,9 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if self.warmup != self.steps and self.steps <= self.warmup + self.cooldown:
+            leaves = "step leaves" if self.steps == 1 else "steps leave"
             raise ValueError(
-                f"{self.steps} steps leave nothing between {self.warmup} warm-up and {self.cooldown} "
+                f"{self.steps} {leaves} nothing between {self.warmup} warm-up and {self.cooldown} "
                 "cool-down steps: use more steps, or lower policy.warmup or policy.cooldown"
             )
         if min(self.static_interval, self.moderate_interval) < 1:

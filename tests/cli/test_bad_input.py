@@ -8,6 +8,7 @@ import sys
 import pytest
 from safetensors.torch import load, save
 
+from jano_dist import target
 from tests.cli.sentence import BALL, assert_sentence
 
 
@@ -81,11 +82,21 @@ OPTIONS = {
     "width_below_the_stride": (["--width", "8"], ["width must be divisible by 16", "use --width 16"]),
     "negative_height": (["--height", "-64"], ["video.height should be greater than or equal to 1, not -64"]),
     "negative_seed": (["--seed", "-1"], ["sampling.seed should be greater than or equal to 0, not -1"]),
+    "no_integer": (settings("sampling.seed=true"), ["sampling.seed should be a valid integer, not True"]),
+    "no_whole_number": (settings("video.frames=5.5"), ["video.frames should be a valid integer, not 5.5"]),
+    "no_number": (settings("sampling.guidance=true"), ["sampling.guidance should be a valid number"]),
+    "no_degree": (settings("mesh.cfg=true"), ["mesh.cfg should be a valid integer, not True"]),
+    "no_edge": (settings("policy.block=[1,true,4]"), ["policy.block.1 should be a valid integer, not True"]),
+    "no_text": (settings("sampling.negative_prompt=5"), ["negative_prompt should be a valid string"]),
+    "too_fast": (settings("video.fps=100000"), ["video.fps should be less than or equal to 240, not 100000"]),
+    "too_many_steps": (["--steps", "1001"], ["sampling.steps should be less than or equal to 1000"]),
+    "too_patient": (settings("runtime.timeout_seconds=1.0e+300"), ["timeout_seconds should be less than"]),
     "seed_too_large": (["--seed", str(2**64)], ["sampling.seed should be less than", "not 1844"]),
     "steps_not_above_warmup_and_cooldown": (
         ["--steps", "6", *settings("policy.warmup=4", "policy.cooldown=2")],
         ["6 steps leave nothing between 4 warm-up and 2 cool-down steps", "use more steps, or lower"],
     ),
+    "one_step": (["--steps", "1"], ["1 step leaves nothing between 4 warm-up", "use more"]),
     "no_steps": (["--steps", "0"], ["sampling.steps should be greater than or equal to 1, not 0"]),
     "thresholds_out_of_order": (
         settings("policy.static_threshold=0.6", "policy.moderate_threshold=0.5"),
@@ -107,6 +118,9 @@ OPTIONS = {
     "block_with_two_edges": (settings("policy.block=[4,4]"), ["policy.block.2 is missing", "add it"]),
     "block_with_four_edges": (settings("policy.block=[1,1,4,4]"), ["policy.block has 4 values", "give 3"]),
     # The model and the machine.
+    "model_without_a_name": (["--model", ""], ["the model has no name", "give wan-tiny"]),
+    "model_below_the_shipped": (["--model", "wan-tiny/vae/x"], ["no model folder 'wan-tiny/vae/x'", "give"]),
+    "config_without_a_name": (["--config", ""], ["the config has no name", "choose one of", "wan-tiny"]),
     "unknown_model": (["--model", "wan-huge"], ["there is no model folder 'wan-huge'", "give wan-tiny"]),
     "unknown_model_folder": (["--model", "/no/such/folder"], ["no model folder '/no/such/folder'", "give"]),
     "unknown_hub_name": (
@@ -116,6 +130,7 @@ OPTIONS = {
     # The command line itself.
     "unknown_option": (["--frame", "5"], ["No such option: --frame", "--frames", "see `jano-dist generate"]),
     "option_of_wrong_type": (["--steps", "many"], ["--steps", "valid integer", "see `jano-dist generate"]),
+    "empty_out": (["--out", ""], ["--out", "it is empty", "give a path", "see `jano-dist generate"]),
     "two_prompts": (["a blue ball"], ["unexpected extra argument", "a blue ball", "see `jano-dist"]),
 }  # fmt: skip
 
@@ -133,6 +148,21 @@ def test_empty_prompt(cli, unchanged, tmp_path, prompt):
     with unchanged(tmp_path):
         result = cli("generate", prompt, "--out", tmp_path / "run")
     assert_sentence(result, "the prompt is empty", "say what the video shows")
+
+
+@pytest.mark.parametrize("prompt", ["a \udcff ball", "\ud83d"])
+def test_prompt_that_is_no_utf8(cli, unchanged, tmp_path, small, prompt):
+    """`$'a \\xff ball'` in a shell."""
+    with unchanged(tmp_path):
+        result = cli("generate", prompt, "--out", tmp_path / "run", "--config", small)
+    assert_sentence(result, "the prompt ", "is not valid UTF-8", "type it anew")
+
+
+@pytest.mark.parametrize("prompt", ["-a red ball", "--a red ball", "-o my"])
+def test_prompt_that_begins_with_a_dash(cli, unchanged, tmp_path, prompt):
+    with unchanged(tmp_path):
+        result = cli("generate", prompt, "--out", tmp_path / "run")
+    assert_sentence(result, f"{prompt!r} begins with a dash", "put -- before it")
 
 
 @pytest.mark.parametrize(
@@ -304,6 +334,22 @@ MODELS = {
     "no_tokenizer": (lose_folder("tokenizer"), ["has no folder tokenizer", "fetch"]),
     "no_scheduler": (lose_folder("scheduler"), ["has no folder scheduler", "fetch"]),
     "no_transformer": (lose_folder("transformer"), ["does not load as a Wan pipeline", "fetch"]),
+    "statistics_too_few": (
+        setting("vae/config.json", latents_std=[1.0] * 15),
+        ["vae/config.json: latents_std is for 15 channels", "latent has 16", "fetch"],
+    ),
+    "statistics_too_many": (
+        setting("vae/config.json", latents_mean=[1.0] * 17),
+        ["vae/config.json: latents_mean is for 17 channels", "fetch"],
+    ),
+    "statistics_no_numbers": (
+        setting("vae/config.json", latents_mean=["x"] * 16),
+        ["does not load as a Wan pipeline", "fetch"],
+    ),
+    "statistics_missing": (setting("vae/config.json", latents_std=None), ["does not load as a Wan", "fetch"]),
+    "vae_of_another_latent": (setting("vae/config.json", z_dim=8), ["z_dim is for 8 channels", "fetch"]),
+    "no_stride": (setting("vae/config.json", scale_factor_spatial=None), ["does not load", "fetch"]),
+    "no_patch": (setting("transformer/config.json", patch_size=None), ["does not load as a Wan", "fetch"]),
     "config_damaged": (text("transformer/config.json", "{"), ["transformer/config.json", "fetch"]),
     "config_of_another_size": (
         setting("transformer/config.json", num_layers=99),
@@ -399,6 +445,20 @@ def test_out_where_nothing_may_be_written_as_anyone(cli, unchanged, tmp_path, sm
     assert_sentence(result, f"{tmp_path} is read-only", "give one elsewhere")
 
 
+def test_out_in_use(cli, unchanged, tmp_path, small):
+    with target.reserve(tmp_path / "run"), unchanged(tmp_path):
+        for options in ([], ["--nproc", 2]):
+            result = cli("generate", BALL, "--out", tmp_path / "run", "--config", small, *options)
+            assert_sentence(result, "run is in use by another run", "wait for it, or give another folder")
+
+
+@pytest.mark.parametrize("which", ["empty", "device"])
+def test_compare_what_is_no_file(cli, tmp_path, which):
+    path, words = {"empty": ("", ["'B'", "it is empty"]), "device": ("/dev/null", ["is not a file"])}[which]
+    (tmp_path / "video.mp4").write_text("words")
+    assert_sentence(cli("compare", "/dev/null", path), *(["/dev/null", "is not"] if path else words))
+
+
 @pytest.mark.parametrize("which", ["missing", "no_video", "no_run", "truncated"])
 def test_compare_what_is_no_video(cli, unchanged, tmp_path, which):
     path = tmp_path / which
@@ -434,12 +494,37 @@ def test_broken_model_in_a_process_of_its_own(process, unchanged, tmp_path, smal
     assert_sentence(result, str(model_copy.folder), "does not load as a Wan pipeline", "fetch")
 
 
+# Refused by names and numbers alone.
+QUICK = [
+    ["generate", "a", "--out", "o", "--set", "a=1"],
+    ["generate", "", "--out", "o"],
+    ["generate", "a", "--out", "o", "--model", "nothing"],
+    ["generate", "a", "--out", "o", "--steps", "1"],
+    ["generate", "a", "--out", "o", "--frames", "4"],
+    ["generate", "a", "--out", "o", "--frames", "5.5"],
+    ["generate", "a", "--out", "o", "--width", "100"],
+    ["generate", "a", "--out", "o", "--config", "wan2.1-14b-480p", "--height", "100"],
+    ["generate", "a", "--out", "o", "--set", "policy.static_threshold=0.9"],
+    ["generate", "a", "--out", "o", "--cfg", "2"],
+    ["generate", "a", "--out", "o", "--nproc", "4", "--ulysses", "4"],
+    ["generate", "a", "--out", "/dev/null"],
+    ["generate", "a", "--out", "/dev/null", "--nproc", "2"],
+    ["plan", "--config", "wan-tiny", "--gpus", "2", "--gpu-memory", "0"],
+    ["plan", "--config", "wan-tiny", "--gpus", "2", "--gpu-memory", "80", "--active", "1.5"],
+    ["plan", "--config", "wan-tiny", "--gpus", "12", "--gpu-memory", "80"],
+    ["plan", "--config", "wan-tiny", "--gpus", "2", "--gpu-memory", "80", "--ulysses", "4"],
+    ["plan", "--config", "wan-tiny", "--gpus", "2", "--gpu-memory", "80", "--set", "video.frames=4"],
+    ["compare", "a", ""],
+]
+
+
 def test_a_typo_does_not_wait_for_torch(command):
     _, environment = command
     code = (
-        "import sys; from jano_dist.cli import run; "
-        "assert run(['generate', 'a', '--out', 'o', '--set', 'a=1']) == 2; "
-        "assert run(['generate', '', '--out', 'o']) == 2; assert 'torch' not in sys.modules"
+        "import sys; from jano_dist.cli import run; calls = eval(sys.argv[1]);\n"
+        "for call in calls: assert run(call) == 2, call; assert 'torch' not in sys.modules, call"
     )
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    call = [sys.executable, "-c", code, repr(QUICK)]
+    done = subprocess.run(call, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    assert len(done.stderr.splitlines()) == len(QUICK)

@@ -320,7 +320,7 @@ class TestRunGoesWrong:
 
 class TestInterrupted:
     @pytest.mark.parametrize("folder", ["run", "new"])
-    @pytest.mark.parametrize("where", ["complexity_picture", "_move"])
+    @pytest.mark.parametrize("where", ["complexity_picture", "replace"])
     def test_while_writing(self, cli, unchanged, small, earlier, monkeypatch, where, folder):
         def interrupt(*arguments):
             raise KeyboardInterrupt

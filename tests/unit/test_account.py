@@ -405,7 +405,7 @@ class TestCommand:
     def test_degrees_and_what_does_not_fit(self, plan):
         result = plan(*BIG[:2], "--gpus", "2", "--gpu-memory", "80", "--cfg", "1", "--kv", "2", "--json")
         found = json.loads(result.out)
-        assert result.code == 0
+        assert (result.code, result.err) == (1, "")
         assert found["mesh"] == {"cfg": 1, "kv": 2, "ulysses": 1}
         assert not found["fits"]
         assert "use --set" in found["problem"]

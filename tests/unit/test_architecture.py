@@ -15,6 +15,8 @@ NAME = "jano_dist"
 ALLOWED = {
     "errors": set(),
     "config": set(),
+    "geometry": set(),
+    "target": set(),
     "observe": set(),
     "video": set(),
     "report": set(),
@@ -28,8 +30,8 @@ ALLOWED = {
     "policies": {"tokens"},
     "cache": {"tokens"},
     "attention": {"mesh", "cache"},
-    "models": {"attention", "tokens", "mesh", "cache"},
-    "account": {"config", "degrees", "models", "observe", "sampling", "tokens"},
+    "models": {"attention", "geometry", "tokens", "mesh", "cache"},
+    "account": {"config", "degrees", "geometry", "models", "observe", "sampling", "tokens"},
     "launchers": {"gang"},
     "sampling": {"mesh"},
     "denoise": {
@@ -40,14 +42,14 @@ ALLOWED = {
         "config", "runtime", "degrees", "mesh", "tokens", "policies", "models", "sampling", "observe",
         "account", "denoise",
     },
-    "run_folder": {"engine", "report", "video"},
+    "run_folder": {"engine", "report", "target", "video"},
     "__init__": {"config", "engine", "runtime"},
     "__main__": {"cli"},
 }  # fmt: skip
 ALLOWED["cli"] = set(ALLOWED) - {"__main__"}  # the composition root
 
-# Where diffusers and transformers may be named; the command line silences their progress bars.
-LIBRARIES = {"diffusers": {"models", "cli"}, "transformers": {"models", "cli"}, "distvae": {"models"}}
+# Where diffusers and transformers may be named.
+LIBRARIES = {"diffusers": {"models"}, "transformers": {"models"}, "distvae": {"models"}}
 
 MODULES = {
     ".".join([NAME, *path.relative_to(PACKAGE).with_suffix("").parts]).removesuffix(".__init__"): path

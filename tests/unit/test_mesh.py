@@ -152,13 +152,14 @@ def test_a_single_mesh_is_this_process_alone():
 @pytest.mark.parametrize(
     ("world", "asked", "words"),
     [
-        (2, {}, "2 ranks: cfg 2 x kv 1 x ulysses 1, which sends least of 3 possible meshes: nothing inside"),
+        (2, {}, "2 ranks: cfg 2 x kv 1 x ulysses 1, chosen from 3 possible meshes because its ranks send nothing "
+                "to each other inside the transformer"),
         # Per rank and layer of a branch: Ulysses 4 sends 4/4 * 3/4 of the computed rows, kv 2 x ulysses 2
         # sends 4/4 * 1/2 + 2/4 * 1.
-        (8, {"cfg": 2}, "ulysses 4, which sends least of 3 possible meshes; next is cfg 2 x kv 2 x ulysses 2 "
-                        "with 1.3 times as much"),
+        (8, {"cfg": 2}, "ulysses 4, chosen from 3 possible meshes because its ranks send least; "
+                        "cfg 2 x kv 2 x ulysses 2, the next best, would send 1.3 times as much"),
         (8, {"cfg": 2, "kv": 4}, "8 ranks: cfg 2 x kv 4 x ulysses 1, as asked"),
-        (1, {}, "1 ranks: cfg 1 x kv 1 x ulysses 1, the only mesh"),
+        (1, {}, "1 rank: cfg 1 x kv 1 x ulysses 1, the only possible mesh"),
     ],
 )  # fmt: skip
 def test_the_choice_is_explained(world, asked, words):

@@ -1,0 +1,66 @@
+"""What can be refused by its numbers alone, before torch and diffusers take their seconds.
+
+The engine and the account check it all again, for programs that call them and for models that are not here.
+"""
+
+from jano_dist.config import Config, JanoPolicyConfig
+from jano_dist.degrees import choose_degrees
+from jano_dist.errors import UserError, count
+from jano_dist.geometry import quick_geometry
+from jano_dist.sampling.guidance import guidance_on
+from jano_dist.tokens.schedule import Schedule
+
+
+def check_numbers(config: Config, *, ranks: int) -> None:
+    """Steps against the schedule; the video's size and the mesh against the model, if its sizes are at hand.
+
+    Raises:
+        UserError: they do not go together, or the model has no such name.
+    """
+    _check_steps(config)
+    geometry = quick_geometry(config.model.name)
+    if geometry:
+        geometry.latent_shape(config.video.frames, config.video.height, config.video.width)
+        guided = guidance_on(config.sampling.guidance)
+        choose_degrees(config.mesh, world=ranks, heads=geometry.heads, guided=guided)
+
+
+def _check_steps(config: Config) -> None:
+    policy = config.policy
+    if not isinstance(policy, JanoPolicyConfig):
+        return
+    try:
+        Schedule(
+            config.sampling.steps,
+            policy.warmup,
+            policy.cooldown,
+            policy.static_interval,
+            policy.moderate_interval,
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def check_cluster(gpus: int, per_node: int, memory: float, *, active: float, moderate: float) -> None:
+    """What `jano-dist plan` is asked for besides the config.
+
+    Args:
+        gpus, per_node: ranks, and how many of them a node has.
+        memory: of one GPU, in GiB.
+        active, moderate: shares of the tokens at these levels.
+
+    Raises:
+        UserError: numbers that do not go together.
+    """
+    if gpus % per_node:
+        raise UserError(
+            f"{count(gpus, 'GPU')} cannot be put into nodes of {per_node}: "
+            "give a --gpus that --gpus-per-node divides"
+        )
+    if not 0 < memory < float("inf"):
+        raise UserError(f"--gpu-memory must be above 0 GiB, not {memory:g}: give what nvidia-smi shows")
+    if not (active >= 0 and moderate >= 0 and active + moderate <= 1):
+        raise UserError(
+            f"--active {active:g} and --moderate {moderate:g} are no shares of the tokens: "
+            "give two numbers from 0 to 1 that sum to 1 at most"
+        )

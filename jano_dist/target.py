@@ -1,0 +1,195 @@
+"""The folder that a run is written to: looked at and held before anything is computed, replaced as a whole.
+
+    OUT.jano-dist-new   the new run, until it is complete
+    OUT.jano-dist-old   the earlier run, while the new one takes its place
+
+Light at import: what is wrong with a folder should be said at once.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from jano_dist.errors import UserError
+
+FILES = ("video.mp4", "complexity.png", "timeline.png", "latents.safetensors", "run.json")
+
+
+def check_target(out: Path) -> None:
+    """Make sure, before anything is computed, that a run may be written to `out`.
+
+    Raises:
+        UserError: it exists and is no run folder, or it cannot be made, written to or replaced.
+    """
+    with _naming(out):
+        _check_kind(out)
+        _check_place(out)
+
+
+@contextmanager
+def reserve(out: Path) -> Iterator[None]:
+    """Check `out` and hold it for one run. It is given back when the process ends, however it ends.
+
+    Completes first what a process that was killed while it replaced `out` had begun.
+
+    Raises:
+        UserError: another run on this machine holds it; or see `check_target`.
+    """
+    with _held(out):
+        with _naming(out):
+            settle(out)
+        check_target(out)
+        yield
+
+
+@contextmanager
+def making(out: Path) -> Iterator[Path]:
+    """A folder beside `out` for a new run; taken away at the end unless `replace` has put it in place."""
+    out = out.resolve()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    settle(out)
+    new = _beside(out, "new")
+    new.mkdir()
+    try:
+        yield new
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def replace(out: Path) -> None:
+    """Put the complete folder that `making` gave in the place of `out`.
+
+    Whenever this is ended, `out` is the whole earlier run or the whole new one; or for a moment, between the
+    two renames, it is missing, and the next `settle` puts the earlier one back.
+    """
+    out = out.resolve()
+    new, old = _beside(out, "new"), _beside(out, "old")
+    with _deaf():
+        try:
+            if out.exists():
+                shutil.copymode(out, new)
+                out.rename(old)
+            new.rename(out)
+        finally:
+            settle(out)
+
+
+def settle(out: Path) -> None:
+    """Finish or undo a replacement of `out`: other files that a user keeps in a run folder stay there."""
+    out = out.resolve()
+    old = _beside(out, "old")
+    shutil.rmtree(_beside(out, "new"), ignore_errors=True)
+    if not old.is_dir():
+        return
+    if not out.exists():
+        old.rename(out)
+        return
+    for path in old.iterdir():
+        if path.name not in FILES:
+            path.rename(out / path.name)
+    for name in FILES:
+        (old / name).unlink(missing_ok=True)
+    old.rmdir()
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Ctrl-C and SIGTERM come too late: what takes a moment is finished. (Only a main thread hears them.)"""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _beside(out: Path, what: str) -> Path:
+    return out.with_name(f"{out.name}.jano-dist-{what}")
+
+
+def _check_kind(out: Path) -> None:
+    if os.path.lexists(out) and not out.is_dir():
+        raise UserError(
+            f"--out {out} is not a folder: give a new folder, or the folder of an earlier run to replace it"
+        )
+    if out.is_dir() and any(out.iterdir()) and not is_run(out):
+        raise UserError(
+            f"--out {out} exists and is not a run folder (no run.json of ours): give a new folder, "
+            "or the folder of an earlier run to replace it"
+        )
+
+
+def _check_place(out: Path) -> None:
+    # The nearest folder that exists: what is made is made in it, first the temporary one.
+    parent = next((folder for folder in out.absolute().parents if os.path.lexists(folder)), out.absolute())
+    if not parent.is_dir():
+        raise UserError(
+            f"--out {out} cannot be made because {parent} is not a folder: give a folder elsewhere"
+        )
+    for folder in (out, parent):
+        if folder.exists() and not os.access(folder, os.W_OK | os.X_OK):
+            raise UserError(
+                f"--out {out} cannot be written because {folder} is read-only: give one elsewhere"
+            )
+    whole = out.resolve()
+    if out.is_dir() and (Path.cwd().is_relative_to(whole) or os.path.ismount(whole)):
+        reason = "is a mount point" if os.path.ismount(whole) else "is the folder you are in"
+        raise UserError(
+            f"--out {out} {reason}, and a run folder is replaced as a whole: give a folder in it, "
+            f"such as --out {out / 'run'}"
+        )
+
+
+def is_run(folder: Path) -> bool:
+    """Whether the folder holds a run of ours; other tools write a run.json, too."""
+    try:
+        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        return "jano_dist" in record["versions"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return False
+
+
+@contextmanager
+def _held(out: Path) -> Iterator[None]:
+    """A name in the kernel that one process can have and that goes with it: no lock file is left over.
+
+    It is known on this machine only, and only Linux has such names.
+    """
+    if sys.platform != "linux":
+        yield
+        return
+    with _naming(out):
+        digest = hashlib.sha256(os.fsencode(out.resolve())).hexdigest()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as holder:
+        try:
+            holder.bind(f"\0jano-dist-{digest}")
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            raise UserError(
+                f"--out {out} is in use by another run that has not ended: wait for it, or give another "
+                "folder"
+            ) from error
+        yield
+
+
+@contextmanager
+def _naming(out: Path) -> Iterator[None]:
+    """Say which folder it is that cannot be looked into, or whose name is too long."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: links that go round in a circle
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"--out {out} cannot be used ({reason}): give another folder") from error
