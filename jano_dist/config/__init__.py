@@ -1,0 +1,33 @@
+"""Configuration: what can be set, how it is read, and what is said of a setting that does not fit."""
+
+from jano_dist.config.load import change_sampling, config_names, load_config
+from jano_dist.config.settings import (
+    CacheConfig,
+    Config,
+    EnhanceConfig,
+    FullPolicyConfig,
+    JanoPolicyConfig,
+    MeshConfig,
+    ModelConfig,
+    RuntimeConfig,
+    SamplingConfig,
+    VideoConfig,
+    check_prompt,
+)
+
+__all__ = [
+    "CacheConfig",
+    "Config",
+    "EnhanceConfig",
+    "FullPolicyConfig",
+    "JanoPolicyConfig",
+    "MeshConfig",
+    "ModelConfig",
+    "RuntimeConfig",
+    "SamplingConfig",
+    "VideoConfig",
+    "change_sampling",
+    "check_prompt",
+    "config_names",
+    "load_config",
+]

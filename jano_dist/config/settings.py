@@ -1,0 +1,178 @@
+"""The settings of a run as frozen pydantic models; unknown keys fail."""
+
+import operator
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from jano_dist.errors import UserError
+
+
+class _Frozen(BaseModel):
+    # allow_inf_nan: run.json holds the config, and JSON has no word for them.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def _plain_int(value: Any) -> Any:
+    """NumPy's integers are integers, too; true and false are none, here and in pydantic's strict mode."""
+    try:
+        return value if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return value
+
+
+_Int = Annotated[int, Field(strict=True), BeforeValidator(_plain_int)]
+_Float = Annotated[float, Field(strict=True)]  # takes integers, too
+
+
+def _utf8(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{text!a} is not valid UTF-8: type it anew") from error
+    return text
+
+
+_Text = Annotated[str, AfterValidator(_utf8)]
+
+
+class ModelConfig(_Frozen):
+    """Which weights, and how they are held."""
+
+    name: _Text = Field(description="wan-tiny (ships with the package), a diffusers folder, or a hub name")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="transformer and text encoder; auto keeps the dtype of the files"
+    )
+    vae_dtype: Literal["float32", "bfloat16"] = "float32"
+    vae_parallel: Literal["auto", "single"] = Field(
+        "auto", description="who decodes: all ranks, or the coordinator alone"
+    )
+    weights: Literal["replicated", "fsdp", "group_offload"] = Field(
+        "replicated",
+        description="the transformer's: whole on every rank, sharded over the ranks, or layer by layer from "
+        "host memory",
+    )
+    vae_tiling: bool = Field(False, description="decode in overlapping tiles, which takes less memory")
+    max_sequence_length: _Int = Field(512, ge=1, description="text tokens a prompt is padded to")
+
+
+class VideoConfig(_Frozen):
+    """Size of the result in pixels and frames."""
+
+    frames: _Int = Field(ge=1)
+    height: _Int = Field(ge=1)
+    width: _Int = Field(ge=1)
+    fps: _Int = Field(16, ge=1, le=240)
+
+
+class SamplingConfig(_Frozen):
+    """The denoising loop."""
+
+    steps: _Int = Field(50, ge=1, le=1000, description="the models know 1000 noise levels")
+    guidance: _Float = Field(5.0, ge=0, description="classifier-free guidance scale; 1 or less turns it off")
+    negative_prompt: _Text = ""
+    shift: _Float | None = Field(None, gt=0, description="flow shift; null keeps the model's own")
+    seed: _Int = Field(0, ge=0, lt=2**63)
+
+
+class FullPolicyConfig(_Frozen):
+    """Every step computes every token."""
+
+    name: Literal["full"] = "full"
+
+
+class EnhanceConfig(_Frozen):
+    """Raising of holes inside active regions."""
+
+    strength: _Float = Field(0.8, ge=0)
+    distance: _Int = Field(1, ge=1, description="in blocks")
+
+
+_Edge = Annotated[_Int, Field(ge=1)]
+
+
+class JanoPolicyConfig(_Frozen):
+    """The Jano method; see docs/architecture.md for the words."""
+
+    name: Literal["jano"] = "jano"
+    score: Literal["last_change", "published"] = "last_change"
+    block: tuple[_Edge, _Edge, _Edge] = Field((7, 6, 8), description="latent positions in T, H, W")
+    temporal_weight: _Float = Field(0.7, ge=0, le=1, description="of the published score")
+    warmup: _Int = Field(6, ge=2)
+    cooldown: _Int = Field(4, ge=0)
+    static_threshold: _Float = Field(0.15, ge=0, le=1)
+    static_interval: _Int = Field(6, ge=1)
+    moderate_threshold: _Float = Field(0.4, ge=0, le=1)
+    moderate_interval: _Int = Field(4, ge=1)
+    enhance: EnhanceConfig = EnhanceConfig()
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "JanoPolicyConfig":
+        if self.static_threshold > self.moderate_threshold:
+            raise ValueError(
+                f"policy.static_threshold {self.static_threshold} is above policy.moderate_threshold "
+                f"{self.moderate_threshold}: give them in order"
+            )
+        return self
+
+
+PolicyConfig = Annotated[FullPolicyConfig | JanoPolicyConfig, Field(discriminator="name")]
+POLICIES: dict[str, type[BaseModel]] = {"full": FullPolicyConfig, "jano": JanoPolicyConfig}
+
+
+class MeshConfig(_Frozen):
+    """How the ranks of a gang share the work; what is null is chosen from the number of ranks."""
+
+    cfg: Annotated[_Int, Field(ge=1, le=2)] | None = Field(
+        None, description="2: cond and uncond branch on different ranks"
+    )
+    kv: _Edge | None = Field(None, description="shards of a branch's tokens whose keys and values stay put")
+    ulysses: _Edge | None = Field(None, description="ranks that share a branch's heads and tokens")
+
+
+class CacheConfig(_Frozen):
+    """What skipped tokens leave behind, and where it is kept."""
+
+    kind: Literal["kv", "hidden"] = Field(
+        "kv", description="keys and values, or the attention input from which they are made again"
+    )
+    dtype: Literal["native", "fp8"] = Field("native", description="of what is kept; fp8 is 8-bit e4m3")
+    device: Literal["accelerator", "cpu"] = Field("accelerator", description="where it is kept")
+
+
+class RuntimeConfig(_Frozen):
+    """Where it runs."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    timeout_seconds: _Float = Field(
+        120, gt=0, le=86_400, description="how long a rank waits for the others before it gives up"
+    )
+
+
+class Config(_Frozen):
+    """Everything one engine needs. `preset` records which row of the file's presets was merged in, if any."""
+
+    model: ModelConfig
+    video: VideoConfig
+    sampling: SamplingConfig = SamplingConfig()
+    policy: PolicyConfig = JanoPolicyConfig()
+    mesh: MeshConfig = MeshConfig()
+    cache: CacheConfig = CacheConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
+    preset: str | None = None
+
+
+def check_prompt(prompt: object) -> None:
+    """Make sure that a prompt is text that can be written to a file, and not empty.
+
+    Raises:
+        UserError: it is not.
+    """
+    if not isinstance(prompt, str):
+        raise UserError(f"the prompt should be text, not {prompt!r}: give a str")
+    try:
+        _utf8(prompt)
+    except ValueError as error:
+        raise UserError(f"the prompt {error}") from error
+    if not prompt.strip():
+        raise UserError("the prompt is empty: say what the video shows")
