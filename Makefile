@@ -15,6 +15,7 @@ export OMP_NUM_THREADS ?= 1
 
 demo: .venv/.ready
 	$(BIN)/jano-dist generate "a red ball moves left over a navy striped background" --nproc 2 --seed 1 --out out/demo
+	@echo 'To go on: export PATH="$$PWD/$(BIN):$$PATH", then jano-dist --help'
 
 test: check
 	$(BIN)/pytest

@@ -169,8 +169,9 @@ def _steps_table(plan: dict[str, Any]) -> Table:
     policy = plan["policy"]
     shares = f"assuming {policy['active']:.0%} of the tokens active, {policy['moderate']:.0%} moderate"
     title = f"Steps, {shares}; GiB that a rank sends"
-    table = Table("step", title=title, title_justify="left", caption_justify="left")
-    for name in ("steps", "tokens", "TFLOP", "a rank's", "ulysses", "kv", "output", "ring"):
+    table = Table(title=title, title_justify="left", caption_justify="left", pad_edge=False)
+    table.add_column("step", no_wrap=True)
+    for name in ("steps", "tokens", "TFLOP", "each", "ulysses", "kv", "output", "ring"):
         table.add_column(name, justify="right", no_wrap=True)
     for step in plan["steps"]:
         sent = step["sent_per_rank"]
@@ -183,7 +184,9 @@ def _steps_table(plan: dict[str, Any]) -> Table:
             _tera(step["flops_per_rank"]),
             *(_bare_gib(size) for size in sizes),
         )
-    table.caption = "ring: what ring attention would send in place of kv; it is not used"
+    table.caption = (
+        "each: TFLOP of one rank; ring: what ring attention would send in place of kv; it is not used"
+    )
     return table
 
 

@@ -36,6 +36,6 @@ def compare(
     Console().print(table)
     if not identical and result["psnr"] > 35:
         print(
-            "These are the decoded mp4 files. Encoding alone costs about 41 dB, so what was encoded is more "
+            "Encoding to mp4 leaves about 40 dB by itself (wan-tiny's videos), so what was encoded is more "
             "alike than this."
         )

@@ -445,6 +445,27 @@ def test_out_where_nothing_may_be_written_as_anyone(cli, unchanged, tmp_path, sm
     assert_sentence(result, f"{tmp_path} is read-only", "give one elsewhere")
 
 
+@pytest.mark.parametrize("gpus", [1, 2, 16, 64])
+def test_plan_fits_a_terminal(cli, monkeypatch, gpus):
+    """80 columns: nothing is cut off, and one thing is no things."""
+    monkeypatch.setenv("COLUMNS", "80")
+    result = cli("plan", "--config", "wan2.1-14b-720p", "--gpus", gpus, "--gpu-memory", 16)
+    assert (result.code, result.err) == (1, "")
+    assert "…" not in result.out
+    assert max(map(len, result.out.splitlines())) <= 80
+    assert ("1 GPU, 1 per node" in result.out) == (gpus == 1)
+    for word in ("refresh", "moderate", "It does not fit"):
+        assert word in result.out
+
+
+@pytest.mark.parametrize("command", ["generate", "compare", "plan", "doctor"])
+def test_help_of_a_command(cli, command):
+    result = cli(command, "--help")
+    assert (result.code, result.err) == (0, "")
+    assert f"jano-dist {command}" in result.out
+    assert "`jano-dist" not in result.out  # no docstring of a module
+
+
 def test_out_in_use(cli, unchanged, tmp_path, small):
     with target.reserve(tmp_path / "run"), unchanged(tmp_path):
         for options in ([], ["--nproc", 2]):

@@ -21,6 +21,7 @@ from safetensors.torch import load, save
 
 from jano_dist import cli as command_line
 from jano_dist import load_config, run_folder
+from jano_dist.cli.generate import _without_option
 from jano_dist.cli.log import Bar
 from jano_dist.models.wan import WanTransformer
 from jano_dist.observe import StepRecord
@@ -171,15 +172,20 @@ def test_output_says_where_and_what(cli, small, tmp_path):
     result = cli("generate", BALL, "--out", tmp_path / "run", "--config", small, "--policy", "full")
     assert result.code == 0
     assert result.err == ""
+    position = 0
     for word in (
+        "load",
         "encode",
         "step 12/12: full, 32 tokens",
         "decode",
+        "write",
         "video.mp4",
-        "run.json",
         "100% of the work",
+        "run.json",
+        "the whole command took ",
     ):
-        assert word in result.out
+        position = result.out.find(word, position)
+        assert position >= 0, (word, result.out)
     record = strict((tmp_path / "run" / "run.json").read_text())
     assert record["policy"] == "full"
     assert record["config"]["policy"] == {"name": "full"}
@@ -200,6 +206,26 @@ def test_a_prompt_that_is_cut_off_is_noted(cli, small, tmp_path):
     short = ["--steps", "7", "--set", "model.max_sequence_length=4"]
     result = cli("generate", BALL, "--out", tmp_path / "run", "--config", small, *short)
     assert_sentence(result, "note: the prompt is longer than 4 tokens", code=0)
+
+
+def test_a_negative_prompt_that_is_cut_off_is_noted(cli, small, tmp_path):
+    options = ["--policy", "full", "--steps", "1", "--set", f"sampling.negative_prompt={'ball ' * 40}"]
+    result = cli("generate", BALL, "--out", tmp_path / "run", "--config", small, *options)
+    assert_sentence(result, "note: the negative prompt is longer than 32 tokens", code=0)
+
+
+def test_a_prompt_that_begins_with_a_dash(cli, small, tmp_path):
+    options = ["--out", tmp_path / "run", "--config", small, "--policy", "full", "--steps", "1"]
+    result = cli("generate", *options, "--", f"-{BALL}")
+    assert result.code == 0, result.err
+    assert strict((tmp_path / "run" / "run.json").read_text())["prompt"] == f"-{BALL}"
+
+
+def test_what_follows_two_dashes_is_no_option():
+    """A prompt named like the option that is taken out of the ranks' command line."""
+    arguments = ["generate", "--nproc", "2", "--out", "o", "--nproc=3", "--", "--nproc=4 balls"]
+    wanted = ["generate", "--out", "o", "--", "--nproc=4 balls"]
+    assert _without_option(arguments, "--nproc") == wanted
 
 
 def test_parents_of_out_are_made(cli, small, tmp_path):
@@ -265,6 +291,7 @@ def test_progress_bar_on_a_terminal():
     screen = StringIO()
     console = Console(file=screen, force_terminal=True, width=120, color_system=None)
     with Bar(console) as bar:
+        assert "load" in screen.getvalue()  # while the first libraries are imported
         bar.phase("denoise")
         for index in range(6):
             bar.step(StepRecord(index, "moderate", 12, 12, 0.1, 0.0, 0), 20)
@@ -395,6 +422,19 @@ class TestCompare:
         for word in ("PSNR", " dB", "SSIM", "LPIPS"):
             assert word in different.out
         assert "identical" in same.out
+
+    def test_says_what_the_encoding_costs(self, cli, made, other, tmp_path):
+        """Only where it matters: far below, or where all is equal, it does not."""
+        frames = iio.imread(made / "video.mp4", plugin="FFMPEG")
+        noisy = frames.astype(int) + np.random.default_rng(0).integers(-1, 2, frames.shape)
+        iio.imwrite(
+            tmp_path / "near.mp4", noisy.clip(0, 255).astype(np.uint8), plugin="FFMPEG", fps=8, quality=10
+        )
+        near = cli("compare", made, tmp_path / "near.mp4")
+        assert float(near.out.partition(" dB")[0].rpartition(" ")[2]) > 35
+        assert "Encoding to mp4 leaves about 40 dB" in near.out
+        for video in (made, other):
+            assert "Encoding" not in cli("compare", made, video).out
 
     def test_different_sizes(self, cli, made, tmp_path):
         frames = np.zeros((5, 32, 64, 3), np.uint8)

@@ -152,8 +152,8 @@ def test_a_single_mesh_is_this_process_alone():
 @pytest.mark.parametrize(
     ("world", "asked", "words"),
     [
-        (2, {}, "2 ranks: cfg 2 x kv 1 x ulysses 1, chosen from 3 possible meshes because its ranks send nothing "
-                "to each other inside the transformer"),
+        (2, {}, "2 ranks: cfg 2 x kv 1 x ulysses 1, chosen from 3 possible meshes because its ranks send "
+                "nothing to each other inside the transformer"),
         # Per rank and layer of a branch: Ulysses 4 sends 4/4 * 3/4 of the computed rows, kv 2 x ulysses 2
         # sends 4/4 * 1/2 + 2/4 * 1.
         (8, {"cfg": 2}, "ulysses 4, chosen from 3 possible meshes because its ranks send least; "
