@@ -16,8 +16,8 @@ import torch
 import torch.distributed as dist
 
 # Ranks are forked from one clean process that has imported the heavy libraries already.
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["torch", "torch.distributed", "diffusers", "jano_dist.engine"])
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["torch", "torch.distributed", "diffusers", "jano_dist.engine"])
 
 
 class Leave(Exception):  # noqa: N818 - it names what happens
@@ -38,9 +38,9 @@ def gang(world: int, target: Any, *args: Any, timeout: float = 120, collective_t
     with tempfile.TemporaryDirectory() as folder:
         ranks = []
         for rank in range(world):
-            ours, theirs = _CONTEXT.Pipe(duplex=False)
+            ours, theirs = CONTEXT.Pipe(duplex=False)
             settings = (rank, world, Path(folder) / "store", timeout, collective_timeout)
-            process = _CONTEXT.Process(target=_run, args=(theirs, settings, target, args), daemon=True)
+            process = CONTEXT.Process(target=_run, args=(theirs, settings, target, args), daemon=True)
             process.start()
             theirs.close()
             ranks.append((process, ours))
