@@ -3,6 +3,8 @@
 import itertools
 import time
 from datetime import timedelta
+from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
@@ -194,6 +196,65 @@ def with_a_silent_rank(dim, collective):
     return str(caught.value)
 
 
+def with_ranks_silent_along_every_dimension():
+    """What rank 0 hears along each dimension, all at a time, while the others do not come."""
+    degrees = {"cfg": {"cfg": 2, "ulysses": 2}, "kv": {"kv": 2, "ulysses": 2}}
+    meshes = {name: Mesh(**each, timeout_seconds=1) for name, each in degrees.items()}
+    bell = dist.distributed_c10d._get_default_store()
+    if dist.get_rank() > 0:
+        bell.wait(["given up"], timedelta(seconds=100))
+        raise Leave
+    sentences = {}
+    for name, dim in (("cfg", "cfg"), ("cfg", "ulysses"), ("kv", "kv"), ("kv", "sequence")):
+        lengths = [1] * meshes[name].size(dim)
+        with pytest.raises(PeerLost) as caught:
+            meshes[name].all_to_all(torch.zeros(len(lengths)), lengths, lengths, dim)
+        sentences[dim] = str(caught.value)
+    bell.set("given up", "1")
+    raise Leave(sentences)
+
+
+def patience(cases):
+    """Seconds that each process group of each mesh waits, as torch tells."""
+    told = []
+    for settings in cases:
+        groups = Mesh(**settings)._groups
+        gloo = {name: group._get_backend(torch.device("cpu")) for name, group in groups.items()}
+        told.append({name: backend.options._timeout.total_seconds() for name, backend in gloo.items()})
+    return told
+
+
+def timed():
+    """Seconds counted on a clock that is read twice per collective; between collectives it leaps ahead."""
+    now = itertools.count()
+    with mock.patch("jano_dist.mesh.time", SimpleNamespace(perf_counter=lambda: float(next(now)))):
+
+        def leap():
+            nonlocal now
+            now = itertools.count(next(now) + 1000)
+
+        mesh, seconds = Mesh(ulysses=2, local_world=2), []
+        for collectives in (
+            [],
+            [lambda: mesh.decide(1)],
+            [
+                lambda: mesh.decide(1),
+                lambda: mesh.broadcast(torch.zeros(2)),
+                lambda: mesh.collect(torch.zeros(1)),
+            ],
+            [mesh.await_everyone, lambda: mesh.broadcast_in_node(torch.zeros(2))],
+            [lambda: mesh.gather_rows(torch.zeros(1), [1, 1], "ulysses")],  # begun, and waited for
+            [],
+        ):
+            mesh.take_traffic()
+            for collective in collectives:
+                leap()
+                collective()
+            leap()
+            seconds.append(mesh.take_traffic().seconds)
+        return seconds
+
+
 def with_a_busy_rank(busy):
     """Longer than the time-out alone with something; afterwards all is as before."""
     mesh = Mesh(ulysses=4, timeout_seconds=1)
@@ -338,6 +399,35 @@ def test_a_rank_that_is_silent_for_longer_than_the_meshs_timeout(dim, collective
     sentence, _ = gang(2, with_a_silent_rank, dim, collective, timeout=60, collective_timeout=600)
     assert sentence.startswith("contact with another rank was lost (")
     assert "timed out" in sentence.lower()
+
+
+def test_every_dimension_has_the_meshs_timeout():
+    """The gang's is far longer, and torch's own 30 minutes: the harness would end the ranks before."""
+    sentences = gang(4, with_ranks_silent_along_every_dimension, timeout=40, collective_timeout=600)[0]
+    assert set(sentences) == {"cfg", "ulysses", "kv", "sequence"}
+    for sentence in sentences.values():
+        assert sentence.startswith("contact with another rank was lost (")
+        assert "timed out" in sentence.lower()
+
+
+def test_patience_with_what_a_rank_does_alone_is_an_hour_at_least():
+    """Every group has the mesh's time-out, but for the two that wait for slow disks."""
+    cases = [
+        {"cfg": 2, "ulysses": 2, "local_world": 2, "timeout_seconds": 7},
+        {"kv": 2, "ulysses": 2, "timeout_seconds": 7},
+        {"ulysses": 4, "local_world": 4, "timeout_seconds": 5000},
+    ]
+    short = dict.fromkeys(("cfg", "kv", "ulysses", "sequence"), 7)
+    wanted = [
+        {**short, "patient": 3600, "node": 3600},
+        {**short, "patient": 3600},
+        dict.fromkeys((*short, "patient", "node"), 5000),
+    ]
+    assert gang(4, patience, cases) == [wanted] * 4
+
+
+def test_the_clock_counts_collectives_and_nothing_between_them():
+    assert gang(2, timed) == [[0, 1, 3, 2, 2, 0]] * 2
 
 
 @pytest.mark.parametrize("busy", [0, pytest.param(3, marks=pytest.mark.slow)])

@@ -1,18 +1,18 @@
 """What pytest does differently under mutmut. See `__main__`.
 
-mutmut picks a mutant in the process that runs the tests, and notes in that process which functions a test
-calls. Ranks are therefore forked from it; and because their calls are not seen, a test of a gang counts as
-one of every function of the room.
+mutmut activates a mutant in the process that runs the tests, and sees in that process which functions a test
+calls. So ranks are forked from it; and because their calls are not seen, a test that starts ranks counts as
+a test of every function of its room.
 """
 
 import multiprocessing
 import os
 import signal
+from pathlib import Path
 
 import pytest
 from mutmut.mutation.data import SourceFileMutationData
 from mutmut.state import state
-from mutmut.utils.file_utils import walk_mutatable_files
 from mutmut.utils.format_utils import mangled_name_from_mutant_name
 
 from tests.gang import harness
@@ -20,29 +20,28 @@ from tests.gang import harness
 harness.CONTEXT = multiprocessing.get_context("fork")
 
 
-def _functions() -> set[str]:
-    """All that have mutants, as mutmut names them."""
+def every_function(mutants: Path) -> set[str]:
+    """All that have mutants, by mutmut's names."""
     names = set()
-    os.chdir("..")  # pytest runs in the folder of the mutants
-    for path in walk_mutatable_files():
-        data = SourceFileMutationData(path=path)
+    for meta in mutants.rglob("*.meta"):
+        data = SourceFileMutationData(path=meta.relative_to(mutants).with_suffix(""))
+        data.meta_path = meta
         data.load()
-        names |= {mangled_name_from_mutant_name(name) for name in data.exit_code_by_key}
-    os.chdir("mutants")
+        names |= {mangled_name_from_mutant_name(mutant) for mutant in data.exit_code_by_key}
     return names
 
 
-@pytest.hookimpl(tryfirst=True)
+@pytest.hookimpl(tryfirst=True)  # before mutmut's own, which notes and forgets them
 def pytest_runtest_teardown(item):
-    if "tests/gang" in item.nodeid and os.environ["MUTANT_UNDER_TEST"] == "stats":
-        state()._stats.update(_functions())
+    if "gang" in item.path.parts and os.environ["MUTANT_UNDER_TEST"] == "stats":
+        state()._stats.update(every_function(Path.cwd()))
 
 
 def _end(*_):
-    """Out of time: the ranks end too."""
+    """mutmut's time for a mutant is over: without this its ranks would stay behind."""
     for rank in multiprocessing.active_children():
         rank.kill()
-    os._exit(36)  # mutmut's code for it
+    os._exit(36)  # "timeout"
 
 
 signal.signal(signal.SIGXCPU, _end)

@@ -1,5 +1,6 @@
 """Rows that are kept come back: exactly, or as exactly as 8 bits are; and take the bytes they should."""
 
+import math
 from itertools import product
 
 import pytest
@@ -21,28 +22,50 @@ def random(seed, rows, scale=1.0):
 
 
 def assert_kept(got, given, keeping):
-    """e4m3 has 3 bits of mantissa: half a step is 1/16 of the value; below 2**-6 steps are even."""
+    """e4m3 has 3 bits of mantissa: half a step is 1/16 of the value; below 2**-6 steps are even.
+
+    bfloat16 has 7: scale and product are off by 2**-9 each.
+    """
+    assert got.dtype == given.dtype
     if keeping.dtype == "native":
         assert torch.equal(got, given)
     else:
+        rounding = 1 / 16 + (2 * 2**-9 if given.dtype == torch.bfloat16 else 0)
+        got, given = got.double(), given.double()
         scale = given.abs().amax(-1, keepdim=True) / 448
-        assert ((got - given).abs() <= given.abs() / 16 * 1.01 + scale * 2**-10 + 1e-12).all()
+        assert ((got - given).abs() <= given.abs() * rounding * 1.01 + scale * 2**-10 + 1e-12).all()
 
 
 @every_keeping
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("scale", [1.0, 1e-6, 1e4])
-def test_fresh_rows_as_given_and_skipped_rows_as_kept(keeping, scale):
-    (store,) = in_turn(1, Workspace(2, (N, H, D), torch.float32, CPU, keeping))
-    k, v = random(0, N, scale), random(1, N, scale)
+def test_fresh_rows_as_given_and_skipped_rows_as_kept(keeping, scale, dtype):
+    (store,) = in_turn(1, Workspace(2, (N, H, D), dtype, CPU, keeping))
+    k, v = random(0, N, scale).to(dtype), random(1, N, scale).to(dtype)
     k[3] = 0  # a row of zeros
     whole = store.put((k, v), ((0, 0, N),))
     assert torch.equal(whole[0], k)
     assert torch.equal(whole[1], v)
-    fresh = random(2, 5, scale), random(3, 5, scale)
+    fresh = random(2, 5, scale).to(dtype), random(3, 5, scale).to(dtype)
     whole = store.put(fresh, ((0, 0, 5),))
     for got, new, old in zip(whole, fresh, (k, v), strict=True):
         assert torch.equal(got[:5], new)
         assert_kept(got[5:], old[5:], keeping)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_eight_bits_are_the_nearest_of_e4m3(dtype):
+    """Written down a second time in plain floats: sign, 4 bits of exponent from -6 on, 3 of mantissa."""
+    (store,) = in_turn(1, Workspace(1, (N, H, D), dtype, CPU, Keeping("fp8")))
+    rows = random(4, N).to(dtype)
+    store.put((rows,), ((0, 0, N),))
+    (whole,) = store.put((rows[:1],), ((0, 0, 1),))
+    for row, kept in zip(rows[1:].flatten(0, 1).tolist(), whole[1:].flatten(0, 1).tolist(), strict=True):
+        scale = max(map(abs, row)) / 448
+        for value, got in zip(row, kept, strict=True):
+            step = 2.0 ** (max(-6, math.floor(math.log2(abs(value) / scale))) - 3)
+            off = abs(got - round(value / scale / step) * step * scale)
+            assert off <= abs(value) * (2**-7 if dtype == torch.bfloat16 else 1e-5)
 
 
 @every_keeping

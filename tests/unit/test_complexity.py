@@ -121,9 +121,20 @@ def test_equal_blocks_are_all_ones():
 
 
 @pytest.mark.parametrize("steps", [0, 1])
-def test_a_history_needs_two_steps(steps):
-    with pytest.raises(ValueError, match="step"):
-        block_scores(torch.zeros(steps, 2, 2, 4, 4), (2, 2, 2))
+@pytest.mark.parametrize("score", [block_scores, last_change])
+def test_a_history_needs_two_steps(score, steps):
+    with pytest.raises(
+        ValueError, match=r"^a score needs the velocities of at least 2 warm-up steps: raise policy"
+    ):
+        score(torch.zeros(steps, 2, 2, 4, 4), (2, 2, 2))
+
+
+@pytest.mark.parametrize("score", [block_scores, last_change])
+def test_scores_are_where_the_velocities_are(score):
+    velocities = noise(2, 3, 2, 4, 4)
+    with torch.device("meta"):  # where anything made on the default device would be
+        scores = score(velocities, (2, 2, 2))
+    assert torch.equal(scores, score(velocities, (2, 2, 2)))
 
 
 # -- block_scores: against the reference
@@ -246,6 +257,15 @@ def test_what_lies_on_the_border_is_no_hole():
     assert torch.equal(enhance(scores), scores)
 
 
+def test_a_hole_as_high_as_the_mean_is_none():
+    """16 blocks of 1, 9 of 7/16 and 24 of 1/16: exactly 7/16 in the mean."""
+    scores = drawn(RING)
+    scores[scores == 0] = 1 / 16
+    scores[0, 2:5, 2:5] = 7 / 16
+    assert scores.mean() == 7 / 16
+    assert torch.equal(enhance(scores), scores)
+
+
 def test_a_hole_of_one_block_stays():
     scores = drawn("....... .#####. .#####. .##.##. .#####. .#####. .......")
     assert torch.equal(enhance(scores), scores)
@@ -310,7 +330,7 @@ def test_scores_are_not_modified():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize(("strength", "distance"), [(0.8, 1), (0.8, 2), (0.5, 3)])
+@pytest.mark.parametrize(("strength", "distance"), [(0.8, 1), (0.8, 2), (0.5, 3), (1.0, 1)])
 @pytest.mark.parametrize(
     ("shape", "seed"), [((3, 10, 13), 1), ((1, 16, 16), 2), ((4, 5, 6), 3), ((2, 15, 20), 4)]
 )
@@ -318,6 +338,7 @@ def test_enhance_agrees_with_the_reference(shape, seed, strength, distance, dtyp
     scores = torch.from_numpy(np.random.default_rng(seed).random(shape)).to(dtype)
     wanted = reference.enhance(scores.numpy(), strength, distance)
     assert np.any(wanted != scores.double().numpy())  # the case shows something
+    assert enhance(scores, strength, distance).dtype == dtype
     close(enhance(scores, strength, distance), wanted)
 
 

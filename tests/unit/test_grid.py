@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from jano_dist.tokens.grid import TokenGrid, expand_blocks
+from jano_dist.tokens.grid import TokenGrid, block_counts, block_slices, expand_blocks
 from tests.unit import reference
 
 WAN = {"patch": (1, 2, 2), "block": (7, 6, 8)}
@@ -46,14 +46,35 @@ def test_grid_is_frozen():
 
 @pytest.mark.parametrize("latent", [(3, 4, 4), (2, 5, 4), (2, 4, 7)])
 def test_latent_must_be_divisible_by_the_patch(latent):
-    with pytest.raises(ValueError, match="patch"):
+    with pytest.raises(
+        ValueError, match=r"patches of \(2, 2, 2\): choose a size that is divisible by VAE stride"
+    ):
         TokenGrid(latent=latent, patch=(2, 2, 2), block=(1, 1, 1))
 
 
 @pytest.mark.parametrize("block", [(3, 4, 4), (2, 5, 4), (2, 4, 5), (0, 4, 4), (2, -1, 4), (2, 4, 0)])
 def test_block_must_fit_the_latent(block):
-    with pytest.raises(ValueError, match="block"):
+    with pytest.raises(
+        ValueError, match=r"latent of \(2, 4, 4\) \(T, H, W\): choose a smaller policy.block or a"
+    ):
         TokenGrid(latent=(2, 4, 4), patch=(1, 2, 2), block=block)
+
+
+@pytest.mark.parametrize(
+    "cut",
+    [
+        lambda: TokenGrid(latent=(2, 4), patch=(1, 2, 2), block=(1, 2, 2)),
+        lambda: TokenGrid(latent=(2, 4, 4), patch=(1, 2), block=(1, 2, 2)),
+        lambda: TokenGrid(latent=(2, 4, 4), patch=(1, 2, 2), block=(1, 2)),
+        lambda: block_counts((2, 4, 4, 4), (1, 2, 2)),
+        lambda: block_slices((2, 4, 4), (1, 2, 2, 2), (0, 0, 0)),
+        lambda: expand_blocks(torch.zeros(2, 2, 2), (2, 4), (1, 2, 2)),
+    ],
+)
+def test_a_size_has_three_numbers(cut):
+    """A forgotten or additional one is refused, not ignored."""
+    with pytest.raises(ValueError, match=r"zip\(\) argument"):
+        cut()
 
 
 def test_expand_repeats_each_block_and_cuts_the_border():
@@ -67,6 +88,14 @@ def test_expand_keeps_integers():
     expanded = expand_blocks(levels, (3, 1, 1), (2, 1, 1))
     assert expanded.dtype == torch.uint8
     assert expanded.flatten().tolist() == [1, 1, 3]
+
+
+def test_expand_works_where_the_values_are():
+    values = torch.ones(1, 1, 1)
+    with torch.device("meta"):  # where anything made on the default device would be
+        assert (
+            expand_blocks(values, (2, 2, 2), (2, 2, 2)).tolist() == torch.ones(2, 2, 2, device="cpu").tolist()
+        )
 
 
 @pytest.mark.parametrize(

@@ -47,11 +47,15 @@ def test_the_natural_plan_computes_everything():
     assert [plan.count(kind) for kind in StepKind] == [4, 4, 4, 4]
     assert plan.shares() == {"static": 0.0, "moderate": 0.0, "active": 1.0}
     assert plan.tokens == 4
+    with torch.device("meta"):  # where anything made on the default device would be
+        assert TokenPlan.natural(4).order.device.type == "cpu"
 
 
 @pytest.mark.parametrize("levels", [[0], [1, 2, 4], [3, 255]])
 def test_levels_outside_one_to_three(levels):
-    with pytest.raises(ValueError, match="level"):
+    with pytest.raises(
+        ValueError, match=r"^a complexity map is uint8 \[N\] with levels 1 \(static\), 2 \(moderate\), "
+    ):
         plan_of(levels)
 
 

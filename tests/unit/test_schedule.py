@@ -58,19 +58,24 @@ def test_warmup_may_be_everything(cooldown):
 
 @pytest.mark.parametrize(("steps", "warmup", "cooldown"), [(10, 6, 4), (10, 8, 4), (10, 12, 0), (10, 0, 10)])
 def test_a_step_must_be_left_between_warmup_and_cooldown(steps, warmup, cooldown):
-    with pytest.raises(ValueError, match="steps"):
+    sentence = (
+        f"{steps} steps leave nothing between {warmup} warm-up and {cooldown} cool-down steps: use more steps"
+    )
+    with pytest.raises(ValueError, match=sentence):
         Schedule(steps, warmup, cooldown, 6, 4)
 
 
 @pytest.mark.parametrize("intervals", [(0, 4), (6, 0), (-1, 4), (6, -2)])
 def test_intervals_are_at_least_one(intervals):
-    with pytest.raises(ValueError, match="interval"):
+    with pytest.raises(
+        ValueError, match=r"^policy.static_interval and policy.moderate_interval must be 1 or more$"
+    ):
         Schedule(50, 6, 4, *intervals)
 
 
 @pytest.mark.parametrize("step", [-1, 50, 51])
 def test_a_step_out_of_range(step):
-    with pytest.raises(IndexError):
+    with pytest.raises(IndexError, match=f"step {step} is outside 0..49"):
         Schedule(50, 6, 4, 6, 4).kind(step)
 
 
