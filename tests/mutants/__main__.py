@@ -86,6 +86,7 @@ def read_mutants(folder: Path) -> Iterator[Mutant]:
     """From mutmut's own answers."""
     for line in answer(folder, "results", "--all", "true").splitlines():
         name, status = line.strip().rsplit(": ", 1)
+        status = "crashed" if status in ("segfault", "suspicious") else status
         changed = [] if status == "killed" else answer(folder, "show", name).splitlines()
         lines = [one for one in changed if one[:1] in ("+", "-") and one[:3] not in ("+++", "---")]
         yield Mutant(name, status, tuple(lines))

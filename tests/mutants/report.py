@@ -14,7 +14,7 @@ class Mutant:
 
     Attributes:
         name: mutmut's, as `mutmut show` takes it.
-        status: mutmut's: killed, timeout, survived, no tests, ...
+        status: mutmut's, but `crashed` where a signal ended the tests.
         lines: what goes and what comes, as in a diff; of killed ones nothing.
     """
 
@@ -30,7 +30,7 @@ class Mutant:
 
     @property
     def lives(self) -> bool:
-        return self.status not in ("killed", "timeout")
+        return self.status in ("survived", "no tests")
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class RoomResult:
 
     @property
     def score(self) -> float:
-        """Percent of the mutants that a test noticed, by failing or by hanging."""
+        """Percent of the mutants that a test noticed: it failed, hung or crashed."""
         return 100 * sum(not mutant.lives for mutant in self.mutants) / len(self.mutants)
 
     def line(self) -> str:

@@ -1,13 +1,15 @@
 """Rows that are kept come back: exactly, or as exactly as 8 bits are; and take the bytes they should."""
 
 import math
+from contextlib import contextmanager
 from itertools import product
+from unittest import mock
 
 import pytest
 import torch
 
-from jano_dist.cache import CacheSizes, Keeping, make_caches
-from jano_dist.cache.rows import Workspace, in_turn
+from jano_dist.cache import CacheSizes, Keeping, KVCache, NoCache, make_caches
+from jano_dist.cache.rows import Workspace, _Turns, in_turn
 from jano_dist.tokens.plan import TokenPlan
 from jano_dist.tokens.schedule import StepKind
 
@@ -141,3 +143,116 @@ def test_bytes(keeping, dtype):
         assert [cache.nbytes for cache in caches] == [layers * kept] * 2
         working = (native if keeping.dtype == "fp8" else 0) + (2 * kept if keeping.device == "cpu" else 0)
         assert workspace == working + (2 * own * D * 4 if kind == "hidden" else 0)
+
+
+def test_no_cache_gives_back_what_it_is_given():
+    x, rope = random(0, 5).flatten(1), (torch.rand(5, 1, D), torch.rand(5, 1, D))
+    k, v = random(1, 5), random(2, 5)
+    cache = NoCache(3)
+    assert len(cache.layers) == 3
+    assert (cache.nbytes, cache.projects_all) == (0, False)
+    for layer in cache.layers:
+        assert layer.inputs(x, rope) == (x, rope)
+        assert layer.update(k, v, ((0, 0, 5),)) == (k, v)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_kv_cache_of_its_own_keeps_rows_as_they_are(dtype):
+    cache = KVCache(2, N, H, D, dtype, CPU)
+    assert cache.nbytes == 2 * 2 * N * H * D * dtype.itemsize
+    k, v = random(0, N).to(dtype), random(1, N).to(dtype)
+    for layer in cache.layers:
+        layer.update(k, v, ((0, 0, N),))
+    for layer in cache.layers:
+        got = layer.update(-k[:4], -v[:4], ((0, 0, 4),))
+        for all_rows, given in zip(got, (k, v), strict=True):
+            assert torch.equal(all_rows, torch.cat((-given[:4], given[4:])))
+
+
+@every_keeping
+@pytest.mark.parametrize("tensors", [1, 2])
+def test_buffers_are_where_the_computation_is(keeping, tensors):
+    with torch.device("meta"):  # where anything made on the default device would be
+        space = Workspace(tensors, (N, H, D), torch.float32, CPU, keeping)
+        (store,) = in_turn(1, space)
+    for whole in store.put([random(i, N) for i in range(tensors)], ((0, 0, N),)):
+        assert whole.device == CPU
+
+
+@every_keeping
+@pytest.mark.parametrize("tensors", [1, 2])
+def test_keys_of_a_head_lie_together(keeping, tensors):
+    """Where attention reads what is kept as it is; other buffers lie row by row."""
+    (store,) = in_turn(1, Workspace(tensors, (N, H, D), torch.float32, CPU, keeping))
+    for whole in store.put([random(i, N) for i in range(tensors)], ((0, 0, N),)):
+        by_head = tensors == 2 and keeping == Keeping()
+        assert whole.transpose(0, 1).is_contiguous() == by_head
+        assert whole.is_contiguous() != by_head
+
+
+@pytest.mark.parametrize("dtype", ["native", "fp8"])
+def test_host_memory_sends_each_layers_skipped_rows_once_and_ahead(dtype):
+    """Three layers in two sets of buffers: while one is used, the next one's rows come."""
+    stores = in_turn(3, Workspace(1, (N, H, D), torch.float32, CPU, Keeping(dtype, "cpu")))
+    events = []
+
+    def note(name, call):
+        def noted(turns, *arguments):
+            layer = next(i for i, store in enumerate(stores) if any(a is store._kept for a in arguments))
+            events.append((name, layer, arguments[-1]))
+            return call(turns, *arguments)
+
+        return noted
+
+    with (
+        mock.patch.object(_Turns, "fetch", note("fetch", _Turns.fetch)),
+        mock.patch.object(_Turns, "keep", note("keep", _Turns.keep)),
+    ):
+        for rows in (N, 4):
+            for store in stores:
+                store.put([random(rows, rows)], ((0, 0, rows),))
+    for rows, step in ((N, events[:6]), (4, events[6:])):
+        order = [("fetch", 0), ("fetch", 1), ("keep", 0), ("fetch", 2), ("keep", 1), ("keep", 2)]
+        assert step == [(name, layer, rows) for name, layer in order]
+
+
+class Stream:
+    """A made-up CUDA stream that writes down what waits for what."""
+
+    def __init__(self, name, log):
+        self.name, self.log = name, log
+
+    def wait_stream(self, other):
+        self.log.append(f"{self.name} waits for {other.name}")
+
+
+def test_on_a_gpu_copies_are_pinned_and_on_a_stream_of_their_own():
+    """The GPU is made up: its tensors lie in host memory."""
+    log, pinned, zeros = [], [], torch.zeros
+    computing, device = Stream("computing", log), torch.device("cuda", 1)
+
+    def made(*shape, dtype, device, pin_memory=False):
+        pinned.append((device.type, pin_memory))
+        return zeros(*shape, dtype=dtype)
+
+    def copying(where):
+        assert where == device
+        return Stream("copying", log)
+
+    @contextmanager
+    def on(stream):
+        log.append(f"on {stream.name}")
+        yield
+
+    with (
+        mock.patch.object(torch, "zeros", made),
+        mock.patch.multiple(torch.cuda, Stream=copying, stream=on, current_stream=lambda: computing),
+    ):
+        (store,) = in_turn(1, Workspace(2, (N, H, D), torch.float32, device, Keeping("native", "cpu")))
+        assert pinned == [("cuda", False)] * 4 + [("cpu", True)] * 2  # two sets of buffers; what is kept
+        in_turn(1, Workspace(1, (N, H, D), torch.float32, device, Keeping()))
+        assert pinned[6:] == [("cuda", False)]
+        whole = store.put((random(0, N), random(1, N)), ((0, 0, N),))
+    copied = ["copying waits for computing", "on copying"]
+    assert log == [*copied, "computing waits for copying", *copied]  # there, used, and back
+    assert torch.equal(whole[0], random(0, N))

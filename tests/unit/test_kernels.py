@@ -5,7 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jano_dist.attention.distributed import attend_locally
 from jano_dist.attention.kernels import attention, attention_with_lse, merge
+from jano_dist.cache import KVCache, NoCache
 
 
 def plain(q, k, v):
@@ -49,6 +51,17 @@ def test_log_sums(queries, keys):
     assert torch.allclose(out.double(), expected, atol=2e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_without_keys_or_queries(dtype):
+    q, k = random(0, 3, 2, 8).to(dtype), random(1, 5, 2, 8).to(dtype)
+    for queries, keys in ((q, k[:0]), (q[:0], k), (q[:0], k[:0])):
+        out, lse = attention_with_lse(queries, keys, keys)
+        assert (out.dtype, lse.dtype) == (dtype, torch.float32)
+        assert (out.shape, lse.shape) == (queries.shape, queries.shape[:2])
+        assert (out == 0).all()
+        assert (lse == -torch.inf).all()
+
+
 def test_no_keys_weigh_nothing():
     q, k, v = (random(i, n, 2, 8) for i, n in enumerate((3, 5, 5)))
     out, lse = attention_with_lse(q, k[:0], v[:0])
@@ -74,3 +87,15 @@ def test_bfloat16():
     merged = in_parts(q, k, v, [17, 33])
     assert merged.dtype == torch.bfloat16
     assert torch.allclose(merged.double(), plain(q, k, v)[0], atol=0.02)
+
+
+def test_attention_of_one_process_sees_what_is_kept():
+    """Without a cache the rows of the step; with one also those of the step before."""
+    q, k, v = (random(i, 7, 3, 16) for i in range(3))
+    (layer,) = NoCache(1).layers
+    assert torch.allclose(attend_locally(q, k, v, layer).double(), plain(q, k, v)[0], atol=2e-6)
+    (layer,) = KVCache(1, 7, 3, 16, torch.float32, torch.device("cpu")).layers
+    assert torch.allclose(attend_locally(q, k, v, layer).double(), plain(q, k, v)[0], atol=2e-6)
+    fresh = [random(3 + i, 2, 3, 16) for i in range(3)]
+    now = [torch.cat((new, old[2:])) for new, old in zip(fresh[1:], (k, v), strict=True)]
+    assert torch.allclose(attend_locally(*fresh, layer).double(), plain(fresh[0], *now)[0], atol=2e-6)

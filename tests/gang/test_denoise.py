@@ -1,0 +1,324 @@
+"""The loop around a model of two attention layers, on every kind of mesh, against the method in masks."""
+
+import itertools
+import math
+from types import SimpleNamespace
+from unittest import mock
+
+import pytest
+import torch
+
+from jano_dist import load_config
+from jano_dist.denoise import Denoiser
+from jano_dist.errors import RunError
+from jano_dist.mesh import Mesh, Traffic
+from jano_dist.models import Branch, Geometry
+from jano_dist.observe import NullObserver, StepRecord
+from jano_dist.tokens.plan import TokenPlan
+from jano_dist.tokens.schedule import StepKind
+from tests.gang.harness import gang
+
+LATENT, TOKENS, LAYERS, HEADS, HEAD_DIM = (3, 4, 6), 18, 2, 4, 2
+WIDTH = HEADS * HEAD_DIM  # and of a row: 2 channels x 4 positions
+GUIDANCE, SHIFT = 3.0, 2.0
+KINDS = ("full", "full", "refresh", "active", "moderate", "active", "full", "refresh", "moderate", "active")
+LOWEST = {"full": 1, "refresh": 1, "moderate": 2, "active": 3}
+MESHES = [{"ulysses": 4}, {"kv": 4}, {"cfg": 2, "ulysses": 2}, {"cfg": 2, "kv": 2}, {"kv": 2, "ulysses": 2}]
+
+
+def drawn(seed, *shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+# After which step a new map comes.
+MAPS = {
+    step: torch.randint(1, 4, (TOKENS,), generator=torch.Generator().manual_seed(step)) for step in (1, 6)
+}
+WEIGHTS = [[drawn(10 * layer + i, WIDTH, WIDTH) / 3 for i in range(3)] for layer in range(LAYERS)]
+POSITIONS = 1 + drawn(99, TOKENS, 1, HEAD_DIM) / 3  # in the place of rotary tables
+TEXTS = [drawn(1000, WIDTH) / 3, drawn(1001, WIDTH) / 3]
+
+
+def patches(latent):
+    """[2, T, H, W] -> [N, 8]."""
+    boxes = latent.unfold(1, 1, 1).unfold(2, 2, 2).unfold(3, 2, 2)  # [2, T, h, w, 1, 2, 2]
+    return boxes.permute(1, 2, 3, 0, 4, 5, 6).reshape(TOKENS, WIDTH)
+
+
+def whole(rows):
+    """[N, 8] -> [2, T, H, W]."""
+    t, h, w = LATENT
+    return rows.view(t, h // 2, w // 2, 2, 2, 2).permute(3, 0, 1, 4, 2, 5).reshape(2, t, h, w)
+
+
+class Euler:
+    """A scheduler of straight steps."""
+
+    def __init__(self, steps, shift):
+        self.sigmas = torch.linspace(1, 0, steps + 1) ** shift
+        self.timesteps = self.sigmas[:-1]
+
+    def step(self, velocity, timestep, sample, return_dict):
+        index = self.timesteps.tolist().index(float(timestep))
+        return sample + (self.sigmas[index + 1] - self.sigmas[index]) * velocity, "something else"
+
+
+class TwoLayers:
+    """What the loop asks of a model. The noise of another rank would be another one."""
+
+    geometry = Geometry(2, 2, (4, 8, 8), (1, 2, 2), LAYERS, HEADS, HEAD_DIM, 1, WIDTH, 1)
+    device, dtype = torch.device("cpu"), torch.float32
+    scheduler = staticmethod(Euler)
+    rank = 0
+
+    def noise(self, latent, seed):
+        return drawn(seed + self.rank, *latent, 2).movedim(-1, 0)
+
+    def forward(self, latent, timestep, branch, rows, cache, attend):
+        x = patches(latent)[rows] * timestep + branch.text
+        for weights, layer in zip(WEIGHTS, cache.layers, strict=True):
+            kept, (places, _) = layer.inputs(x, (POSITIONS[rows], POSITIONS[rows]))
+            q, k, v = (
+                (each @ weight).view(-1, HEADS, HEAD_DIM)
+                for each, weight in zip((x, kept, kept), weights, strict=True)
+            )
+            x = x + attend(q, k * places, v, layer).flatten(1)
+        return x
+
+    def unpatchify(self, rows, latent):
+        assert latent == LATENT
+        return whole(rows)
+
+
+class Follow:
+    """Policy: `KINDS` and `MAPS`. Only the coordinator may ask; it is shown the velocity [C, T, H, W]."""
+
+    def __init__(self, mesh):
+        self.mesh, self.seen = mesh, []
+
+    def decide(self, step):
+        assert self.mesh.is_coordinator
+        return StepKind(KINDS[step])
+
+    def observe(self, step, velocity):
+        assert self.mesh.is_coordinator
+        self.seen.append(velocity.clone())
+        return MAPS[step].to(torch.uint8) if step in MAPS else None
+
+
+class Counting(Mesh):
+    """Says of its traffic which answer this is."""
+
+    taken = 0
+
+    def take_traffic(self):
+        self.taken += 1
+        return Traffic(100 * self.taken, 0.5 * self.taken)
+
+
+class Heard(NullObserver):
+    def __init__(self):
+        self.steps = []
+
+    def step(self, record, steps):
+        self.steps.append((record, steps))
+
+
+def settings(kind="kv", dtype="native", device="accelerator"):
+    cache = {"cache.kind": kind, "cache.dtype": dtype, "cache.device": device}
+    sampling = {"sampling.steps": len(KINDS), "sampling.guidance": GUIDANCE, "sampling.shift": SHIFT}
+    return load_config("wan-tiny", policy="full", overrides={**cache, **sampling})
+
+
+def denoise(degrees, guided=True, **cache):
+    """One generation on this rank, with a clock that is a second later at every look."""
+    mesh, model, ticks = Counting(**degrees), TwoLayers(), itertools.count()
+    model.rank = mesh.rank
+    policy, heard = Follow(mesh), Heard()
+    denoiser = Denoiser(settings(**cache), model, mesh, LATENT)
+    texts = TEXTS[: 1 + guided]
+    own = texts[mesh.index("cfg") :][: len(texts) // mesh.size("cfg")]
+    with (
+        torch.inference_mode(),
+        mock.patch("jano_dist.denoise.time", SimpleNamespace(perf_counter=lambda: float(next(ticks)))),
+    ):
+        state = denoiser.begin([Branch(text) for text in own], seed=5)
+        first = state.latent.clone(), state.levels.clone(), state.plan.order, [c.nbytes for c in state.caches]
+        denoiser.run(state, policy, heard)
+    bytes_kept = [cache.nbytes for cache in state.caches], state.workspace_bytes
+    return SimpleNamespace(
+        place=mesh.index("sequence"),
+        shape=denoiser.token_shape,
+        first=first,
+        latent=state.latent.clone(),
+        levels=state.levels.clone(),
+        sigmas=state.velocity.sigmas.clone(),
+        steps=state.steps,
+        heard=heard.steps,
+        seen=policy.seen,
+        bytes_kept=bytes_kept,
+    )
+
+
+def every_mesh():
+    kinds = ("kv", "hidden")
+    return {
+        (place, kind): denoise(MESHES[place], kind=kind) for place in range(len(MESHES)) for kind in kinds
+    }
+
+
+def plain(guided=True):
+    """The method with masks: a layer's keys and values are of the inputs kept of every token.
+
+    Returns the latent and the guided velocity after every step, and the step each token was last computed in.
+    """
+    latent, levels, kept = drawn(5, *LATENT, 2).movedim(-1, 0), torch.full((TOKENS,), 3), {}
+    held, last, scheduler = (
+        torch.zeros(TOKENS, WIDTH),
+        torch.zeros(TOKENS, dtype=int),
+        Euler(len(KINDS), SHIFT),
+    )
+    velocities = []
+    for step, kind in enumerate(KINDS):
+        computed = levels >= LOWEST[kind]
+        branches = []
+        for branch, text in enumerate(TEXTS[: 1 + guided]):
+            x = patches(latent) * scheduler.timesteps[step] + text
+            for layer, weights in enumerate(WEIGHTS):
+                known = x
+                if kind != "full":
+                    known = torch.where(computed[:, None], x, kept.get((branch, layer), x))
+                    kept[branch, layer] = known
+                q, k, v = (
+                    (each @ weight).view(-1, HEADS, HEAD_DIM)
+                    for each, weight in zip((x, known, known), weights, strict=True)
+                )
+                logits = torch.einsum("nhd,mhd->hnm", q, k * POSITIONS) / math.sqrt(HEAD_DIM)
+                x = x + torch.einsum("hnm,mhd->nhd", logits.softmax(-1), v).flatten(1)
+            branches.append(x)
+        fresh = branches[0]
+        if guided:
+            fresh = branches[1] + GUIDANCE * (branches[0] - branches[1])
+        held = torch.where(computed[:, None], fresh, held)
+        last[computed] = step
+        latent = latent + (scheduler.sigmas[step + 1] - scheduler.sigmas[step]) * whole(held)
+        velocities.append(whole(held))
+        if step in MAPS:
+            levels, kept = MAPS[step], {}
+    return latent, velocities, last
+
+
+def at_least(kind, step):
+    """How many tokens a step of this kind computes."""
+    maps = [levels for after, levels in MAPS.items() if after < step]
+    return int((maps[-1] >= LOWEST[kind]).sum()) if maps else TOKENS
+
+
+def check(ranks, guided=True):
+    """Latents, steps and what was told of them; of all ranks of one mesh."""
+    latent, velocities, last = plain(guided)
+    sigmas = Euler(len(KINDS), SHIFT).sigmas
+    sequence = 1 + max(rank.place for rank in ranks)
+    for number, rank in enumerate(ranks):
+        assert rank.shape == (3, 2, 3)
+        noise, levels, order, nbytes = rank.first
+        assert torch.equal(noise, drawn(5, *LATENT, 2).movedim(-1, 0))
+        assert levels.dtype == torch.uint8
+        assert levels.tolist() == [3] * TOKENS
+        assert order.tolist() == list(range(TOKENS))
+        assert not any(nbytes)
+        assert torch.equal(rank.latent, ranks[0].latent)
+        assert (rank.latent - latent).abs().max() <= 1e-5
+        assert rank.levels.tolist() == MAPS[6].tolist()
+        assert torch.equal(rank.sigmas, sigmas[last])
+        assert [heard for heard, _ in rank.heard] == rank.steps
+        assert {steps for _, steps in rank.heard} == {len(KINDS)}
+        assert len(rank.seen) == (len(KINDS) if number == 0 else 0)
+        for seen, velocity in zip(rank.seen, velocities, strict=number == 0):
+            assert (seen - velocity).abs().max() <= 1e-5
+        for step, (record, kind) in enumerate(zip(rank.steps, KINDS, strict=True)):
+            tokens = at_least(kind, step)
+            own = len(range(rank.place, tokens, sequence))  # dealt one by one, in the map's order
+            # The first answer of the mesh is of what came before the first step.
+            assert record == StepRecord(step, kind, tokens, own, 1.0, 0.5 * (step + 2), 100 * (step + 2))
+            assert type(record.kind) is str
+
+
+@pytest.mark.parametrize("kind", ["kv", "hidden"])
+@pytest.mark.parametrize("guided", [True, False])
+def test_one_process(kind, guided):
+    check([denoise({}, guided, kind=kind)], guided)
+
+
+def test_every_mesh():
+    ranks = gang(4, every_mesh)
+    for case in ranks[0]:
+        check([rank[case] for rank in ranks])
+
+
+@pytest.mark.parametrize("dtype", ["native", "fp8"])
+@pytest.mark.parametrize("device", ["accelerator", "cpu"])
+@pytest.mark.parametrize(("kind", "tensors"), [("kv", 2), ("hidden", 1)])
+def test_caches_are_as_the_config_says(kind, tensors, dtype, device):
+    """Bytes of both branches' caches and of what they share, by closed formulas."""
+    made = denoise({}, kind=kind, dtype=dtype, device=device)
+    native = tensors * TOKENS * WIDTH * 4
+    kept = native if dtype == "native" else tensors * TOKENS * HEADS * (HEAD_DIM + 4)
+    shared = (native if dtype == "fp8" else 0) + (2 * kept if device == "cpu" else 0)
+    ropes = 2 * TOKENS * HEAD_DIM * 4 if kind == "hidden" else 0
+    assert made.bytes_kept == ([LAYERS * kept] * 2, shared + ropes)
+
+
+def bytes_on_every_mesh():
+    return [denoise(degrees, kind=kind).bytes_kept[0] for degrees in MESHES for kind in ("kv", "hidden")]
+
+
+def test_a_rank_keeps_its_share():
+    """18 tokens on four ranks: 5, 5, 4, 4."""
+    for rank, kept in enumerate(gang(4, bytes_on_every_mesh)):
+        for (degrees, kind), own in zip(itertools.product(MESHES, ("kv", "hidden")), kept, strict=True):
+            cfg, kv, ulysses = (degrees.get(name, 1) for name in ("cfg", "kv", "ulysses"))
+            place = rank % (kv * ulysses)
+            tokens = [len(range(other, TOKENS, kv * ulysses)) for other in range(kv * ulysses)]
+            shard = sum(tokens[place // ulysses * ulysses :][:ulysses])
+            wanted = 2 * shard * WIDTH // ulysses * 4 if kind == "kv" else tokens[place] * WIDTH * 4
+            assert own == [LAYERS * wanted] * (2 // cfg)
+
+
+@pytest.mark.parametrize(("bad", "step", "kind"), [(float("nan"), 0, "full"), (float("inf"), 3, "active")])
+def test_latents_that_are_not_finite(bad, step, kind):
+    class Broken(Euler):
+        def step(self, velocity, timestep, sample, return_dict):
+            velocity[..., -1, -1] *= bad if timestep == self.timesteps[step] else 1
+            return super().step(velocity, timestep, sample, return_dict)
+
+    model, mesh = TwoLayers(), Mesh()
+    model.scheduler = Broken
+    denoiser = Denoiser(settings(), model, mesh, LATENT)
+    state = denoiser.begin([Branch(text) for text in TEXTS], seed=5)
+    with pytest.raises(
+        RunError, match=rf"^the latents became non-finite in step {step} \({kind}\): use model.dtype"
+    ):
+        denoiser.run(state, Follow(mesh), NullObserver())
+    assert len(state.steps) == step
+
+
+def with_another_plan_on(ranks):
+    """Some ranks order the tokens of a map backwards, as another version might."""
+    mesh, honest = Mesh(ulysses=4), TokenPlan.from_levels
+
+    def backwards(levels):
+        plan = honest(levels)
+        return plan if levels.unique().numel() == 1 else TokenPlan(plan.order.flip(0), plan.counts)
+
+    denoiser = Denoiser(settings(), TwoLayers(), mesh, LATENT)
+    with mock.patch.object(TokenPlan, "from_levels", backwards if mesh.rank in ranks else honest):
+        state = denoiser.begin([Branch(text) for text in TEXTS], seed=5)
+        with pytest.raises(RunError) as caught:
+            denoiser.run(state, Follow(mesh), NullObserver())
+    return str(caught.value)
+
+
+def test_another_plan():
+    for sentence in gang(4, with_another_plan_on, [1, 3]):
+        assert sentence.startswith("ranks 1, 3 made another token plan than the coordinator from the same ")
