@@ -4,7 +4,7 @@ BIN := .venv/bin
 # More threads than ranks can use only get in each other's way; see docs/decisions.md.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test check lint types wan-tiny
+.PHONY: demo test check lint types mutants wan-tiny
 
 .venv/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -28,6 +28,15 @@ lint: .venv/.ready
 
 types: .venv/.ready
 	$(BIN)/mypy
+
+# Changes one thing at a time in the rooms and sees whether a test notices: most of an hour for all of them.
+# One room: make mutants ROOM=tokens. See tests/mutants/README.md.
+mutants: .venv/.mutants
+	$(BIN)/python -m tests.mutants $(ROOM)
+
+.venv/.mutants: .venv/.ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[mutants]"
+	@touch $@
 
 # Trains wan-tiny anew: hours on two CPU cores. See training/wan_tiny/README.md.
 wan-tiny: .venv/.ready

@@ -1,6 +1,7 @@
 """Rows that are kept come back: exactly, or as exactly as 8 bits are; and take the bytes they should."""
 
 import math
+import weakref
 from contextlib import contextmanager
 from itertools import product
 from unittest import mock
@@ -127,6 +128,11 @@ def test_hidden_states(keeping):
     assert torch.equal(got[:6], fresh)
     assert_kept(got[6:].view(-1, H, D), x[6:].view(-1, H, D), keeping)
     assert all(torch.equal(one, other) for one, other in zip(ropes, rope, strict=True))
+    later = torch.rand(N, 1, D)
+    alive = weakref.ref(later)
+    layer.inputs(x, (later, later))
+    del later
+    assert alive() is None  # every forward makes new tables: one pair is kept, not one per refresh
 
 
 @every_keeping
@@ -158,7 +164,8 @@ def test_no_cache_gives_back_what_it_is_given():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_kv_cache_of_its_own_keeps_rows_as_they_are(dtype):
-    cache = KVCache(2, N, H, D, dtype, CPU)
+    with torch.device("meta"):  # where anything made on the default device would be
+        cache = KVCache(2, N, H, D, dtype, CPU)
     assert cache.nbytes == 2 * 2 * N * H * D * dtype.itemsize
     k, v = random(0, N).to(dtype), random(1, N).to(dtype)
     for layer in cache.layers:
