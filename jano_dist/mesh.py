@@ -18,7 +18,6 @@ from typing import Any, Literal, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh
 
 from jano_dist.degrees import DIMS, Degrees
 from jano_dist.errors import PeerLost, UserError
@@ -91,12 +90,9 @@ class Mesh:
         """This rank's process group along each dimension, and that of its node."""
         ranks = torch.arange(self.world).reshape(self.degrees)
         lines = {dim: ranks.movedim(axis, -1).flatten(0, -2).tolist() for axis, dim in enumerate(DIMS)}
-        # Given here because the groups that init_device_mesh makes do not inherit the gang's time-out.
+        # Given here because groups do not inherit the gang's time-out.
         limit = timedelta(seconds=timeout_seconds)
         made = {dim: dist.new_subgroups_by_enumeration(each, timeout=limit)[0] for dim, each in lines.items()}
-        self.device_mesh = DeviceMesh.from_group(
-            list(made.values()), self.device.type, ranks, mesh_dim_names=DIMS
-        )
         patience = max(limit, _ALONE)
         made["patient"] = dist.new_group(timeout=patience)
         if self.local_world > 1:

@@ -256,12 +256,16 @@ def timed():
 
 
 def with_a_busy_rank(busy):
-    """Longer than the time-out alone with something; afterwards all is as before."""
-    mesh = Mesh(ulysses=4, timeout_seconds=1)
+    """Longer than any other time-out alone with something; afterwards all is as before."""
+    mesh, gang_waits = Mesh(ulysses=4, timeout_seconds=1), dist.distributed_c10d._set_pg_timeout
     mesh.take_traffic()
+    gang_waits(timedelta(seconds=1))
     if mesh.rank == busy:
         time.sleep(3)
-    mesh.await_everyone()
+    with mock.patch.object(dist, "all_reduce", wraps=dist.all_reduce) as sign:
+        mesh.await_everyone()
+    gang_waits(timedelta(seconds=60))
+    assert [call.args[0].nbytes for call in sign.call_args_list] == [1]
     return mesh.decide(mesh.rank + 5), mesh.take_traffic().nbytes
 
 
