@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from jano_dist import observe
-from jano_dist.account import check_fit
+from jano_dist.account import branch_flops, check_fit
 from jano_dist.config import Config, change_sampling, check_prompt
 from jano_dist.degrees import choose_degrees, explain_degrees
 from jano_dist.denoise import Denoiser, State
@@ -257,10 +257,9 @@ class Engine:
         self, state: State, seconds: dict[str, float], memory: dict[str, int], branches: int
     ) -> dict[str, Any]:
         geometry, tokens = self.model.geometry, state.plan.tokens
-        text_tokens = self.config.model.max_sequence_length
-        text = geometry.text_flops(text_tokens)
-        done = text + sum(geometry.forward_flops(step.tokens, tokens, text_tokens) for step in state.steps)
-        full = text + len(state.steps) * geometry.forward_flops(tokens, tokens, text_tokens)
+        text = geometry.text_flops(self.config.model.max_sequence_length)
+        done = text + sum(branch_flops(geometry, self.config, step.tokens, tokens) for step in state.steps)
+        full = text + len(state.steps) * branch_flops(geometry, self.config, tokens, tokens)
         peak = torch.tensor(observe.peak_bytes(self.model.device))
         return {
             "versions": observe.versions(),

@@ -76,14 +76,16 @@ class Geometry:
                 )
         return (frames - 1) // stride_t + 1, height // self.vae_stride[1], width // self.vae_stride[2]
 
-    def forward_flops(self, rows: int, tokens: int, text_tokens: int) -> int:
+    def forward_flops(self, rows: int, tokens: int, text_tokens: int, *, kv_rows: int | None = None) -> int:
         """Matrix-product FLOPs (2 per multiply-add) of one forward of one branch.
 
-        `rows` tokens are computed and attend to `tokens`; the text K/V are there already. Counted
-        from the layer sizes; `tests/parity/test_flops.py` checks it against torch's own counter.
+        `rows` tokens are computed and attend to `tokens`; keys and values are made of `kv_rows` (None: of
+        those that are computed); the text K/V are there already. Counted from the layer sizes;
+        `tests/parity/test_flops.py` checks it against torch's own counter.
         """
         d, f = self.width, self.ffn_dim
-        projections = 2 * rows * d * d * 6  # q, k, v, o of self-attention; q, o of cross-attention
+        with_kv = rows if kv_rows is None else kv_rows
+        projections = 2 * d * d * (4 * rows + 2 * with_kv)  # q, o of self- and cross-attention; k, v
         attention = 4 * rows * d * (tokens + text_tokens)
         ffn = 4 * rows * d * f
         embed = 2 * tokens * d * self.channels * math.prod(self.patch)  # the patch embedding is never cut

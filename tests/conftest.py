@@ -12,6 +12,7 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 import pytest
 import torch
@@ -72,7 +73,7 @@ def cli(capfd):
 @pytest.fixture(scope="session")
 def command():
     """`python -m jano_dist` as a list, and the environment of a user who has set nothing."""
-    unset = ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY", "PYTHONWARNINGS")
+    unset = ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY", "TORCH_CPP_LOG_LEVEL", "PYTHONWARNINGS")
     environment = {name: value for name, value in os.environ.items() if name not in unset}
     return [sys.executable, "-m", "jano_dist"], {**environment, "OMP_NUM_THREADS": "1"}
 

@@ -96,31 +96,32 @@ def step_work(
     """A step of a kind that computes `rows` tokens."""
     geometry, text = sizes.geometry, config.model.max_sequence_length
     tokens = token_count(geometry, config)
-    hidden = config.cache.kind == "hidden" and kind in (StepKind.MODERATE, StepKind.ACTIVE)
-    own, all_own = own_rows(rows, degrees), own_rows(tokens, degrees)
+    own, with_kv = own_rows(rows, degrees), own_rows(kv_rows(config, rows, tokens), degrees)
     branches = 2 if guidance_on(config.sampling.guidance) else 1
-    again = rank_again = 0
-    if hidden:
-        again, rank_again = projections(geometry, tokens - rows), projections(geometry, all_own - own)
-    rank_forward = geometry.forward_flops(own, tokens, text) + rank_again
+    rank_forward = geometry.forward_flops(own, tokens, text, kv_rows=with_kv)
     return StepWork(
         kind=kind.value,
         steps=steps,
         tokens=rows,
-        flops=branches * (geometry.forward_flops(rows, tokens, text) + again),
+        flops=branches * branch_flops(geometry, config, rows, tokens),
         rank_flops=branches_on_rank(config, degrees) * rank_forward,
-        sent=sent_bytes(sizes, config, degrees, rows, hidden=hidden),
+        sent=sent_bytes(sizes, config, degrees, rows),
     )
 
 
-def projections(geometry: Geometry, rows: int) -> int:
-    """FLOPs of making keys and values of `rows` tokens again in every layer: 4 n W^2 each."""
-    return geometry.layers * 4 * rows * geometry.width**2
+def kv_rows(config: Config, rows: int, tokens: int) -> int:
+    """Tokens of which a step that computes `rows` makes keys and values: all where the cache keeps what
+    they are made from."""
+    return tokens if config.cache.kind == "hidden" else rows
 
 
-def sent_bytes(
-    sizes: ModelSizes, config: Config, degrees: Degrees, rows: int, *, hidden: bool, rank: int = 0
-) -> Sent:
+def branch_flops(geometry: Geometry, config: Config, rows: int, tokens: int) -> int:
+    """FLOPs of one branch's step that computes `rows` of its `tokens`; what one GPU would do."""
+    text = config.model.max_sequence_length
+    return geometry.forward_flops(rows, tokens, text, kv_rows=kv_rows(config, rows, tokens))
+
+
+def sent_bytes(sizes: ModelSizes, config: Config, degrees: Degrees, rows: int, *, rank: int = 0) -> Sent:
     """What a rank sends in a step that computes `rows` tokens; see docs/architecture.md.
 
     Ulysses, per layer: 3 n_r W e (u-1)/u in, with `hidden` keys and values of all N_r rows; and
@@ -132,7 +133,7 @@ def sent_bytes(
     cfg, kv, ulysses = degrees
     tokens = token_count(geometry, config)
     own, shard = own_rows(rows, degrees, rank), shard_rows(rows, degrees, rank)
-    with_kv = own_rows(tokens, degrees, rank) if hidden else own
+    with_kv = own_rows(kv_rows(config, rows, tokens), degrees, rank)
     row = geometry.width // ulysses * element  # of the heads of one rank
     forwards = geometry.layers * branches_on_rank(config, degrees)
     exchange = (own + 2 * with_kv) * row * (ulysses - 1) + (shard - own) * row

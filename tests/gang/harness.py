@@ -17,7 +17,9 @@ import torch.distributed as dist
 
 # Ranks are forked from one clean process that has imported the heavy libraries already.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["torch", "torch.distributed", "diffusers", "jano_dist.engine"])
+CONTEXT.set_forkserver_preload(
+    ["torch", "torch.distributed", "diffusers", "jano_dist.engine", "jano_dist.run_folder", "jano_dist.cli"]
+)
 
 
 class Leave(Exception):  # noqa: N818 - it names what happens

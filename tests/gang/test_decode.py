@@ -1,13 +1,16 @@
 """Decoding over several ranks gives what diffusers' own VAE gives in one process."""
 
+import time
 from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from diffusers import AutoencoderKLWan
 from torch.utils.flop_counter import FlopCounterMode
 
+from jano_dist import Engine, load_config
 from jano_dist.mesh import Mesh, ranks_started
 from jano_dist.models import wan_vae
 from jano_dist.models.wan_pipeline import load_wan, model_folder
@@ -130,3 +133,22 @@ def test_vae_tiling_of_the_config_is_heard():
     shape = (1, 34, 2)  # more rows than one tile has
     tiled = model_work(1, shape, {"vae_tiling": True})
     assert tiled > model_work(1, shape, {}), "tiles overlap, so they are more work"
+
+
+def with_a_slow_decoder(seconds):
+    """A generation on whose coordinator decoding takes this long."""
+    video = {"video.frames": 1, "video.height": 64, "video.width": 64, "sampling.steps": 3}
+    patience = {"model.vae_parallel": "single", "runtime.timeout_seconds": 3}
+    engine = Engine(load_config("wan-tiny", policy="full", overrides={**video, **patience}))
+    decode = engine.model.decode
+
+    def slowly(latent, mesh):
+        time.sleep(seconds if dist.get_rank() == 0 else 0)
+        return decode(latent, mesh)
+
+    with patch.object(engine.model, "decode", slowly):
+        return engine.generate("a red ball").frames.shape[0]
+
+
+def test_decoding_may_take_longer_than_the_time_out():
+    assert gang(2, with_a_slow_decoder, 5, collective_timeout=3) == [1, 0]

@@ -17,8 +17,8 @@ from jano_dist.errors import PeerLost, RunError, UserError
 from jano_dist.models.wan_pipeline import model_folder
 from jano_dist.observe import NullObserver
 from jano_dist.tokens.plan import TokenPlan
-from jano_dist.tokens.schedule import StepKind
 from tests.gang.harness import Leave, gang
+from tests.gang.maps import MAP_KINDS, FollowMap
 from tests.parity.diffusers_pipeline import wan_tiny_pipeline
 
 PROMPT = "a red ball moves left over a navy striped background"
@@ -66,7 +66,6 @@ MAPS = {
     "nothing active": (0, 7, 28),
     "all static": (0, 0, 35),
 }
-MAP_KINDS = ("full", "refresh", "active", "moderate", "full", "active", "refresh", "moderate")
 
 
 def config(policy, size, **overrides):
@@ -87,28 +86,6 @@ def generate(split, policy, size, model=None, policies=None, observer=None, **ov
     engine = Engine(config(policy, size, **overrides), model=model, **settings)
     made = engine.generate(PROMPT, seed=1, observer=observer)
     return engine.model, (made.latents.numpy(), made.levels, made.record)
-
-
-class FollowMap:
-    """Policy: the steps of `MAP_KINDS` on a map of these sizes, tokens in random order.
-
-    Only the coordinator may ask it anything.
-    """
-
-    def __init__(self, active, moderate, static):
-        levels = torch.tensor([3] * active + [2] * moderate + [1] * static, dtype=torch.uint8)
-        self.levels = levels[torch.randperm(len(levels), generator=torch.Generator().manual_seed(3))]
-
-    def __call__(self, settings, **facts):
-        return self
-
-    def decide(self, step):
-        assert not dist.is_initialized() or dist.get_rank() == 0
-        return StepKind(MAP_KINDS[step])
-
-    def observe(self, step, velocity):
-        assert not dist.is_initialized() or dist.get_rank() == 0
-        return self.levels if step == 0 else None
 
 
 # What one rank does; the same in one process.
@@ -411,15 +388,17 @@ def test_bytes_of_a_step_follow_the_tokens(together, split, policy, size):
         assert active["comm_bytes"] / full["comm_bytes"] == pytest.approx(share, rel=0.02)
 
 
-@every_case
+@pytest.mark.parametrize("size", SIZES)
 @every_split
-def test_cache_bytes_per_rank(together, alone, split, policy, size):
-    whole = alone[policy, size][2]["memory"]["cache_bytes_per_rank"]
-    assert whole == (cache_bytes(TOKENS[size], (1, 1, 1)) if policy == "jano" else 0)
+def test_cache_bytes_per_rank(together, alone, split, size):
+    whole = alone["jano", size][2]["memory"]["cache_bytes_per_rank"]
+    assert whole == cache_bytes(TOKENS[size], (1, 1, 1))
     for rank in together(split):
-        own = rank[policy, size][2]["memory"]["cache_bytes_per_rank"]
-        assert own == (cache_bytes(TOKENS[size], split) if policy == "jano" else 0)
+        own = rank["jano", size][2]["memory"]["cache_bytes_per_rank"]
+        assert own == cache_bytes(TOKENS[size], split)
         assert split[1] > 1 or own * math.prod(split) == whole
+        # Where no step is sparse there is nothing to keep, and none of this allocated.
+        assert rank["full", size][2]["memory"]["cache_bytes_per_rank"] == 0
 
 
 @splits([(2, 1, 2), (1, 2, 2)], [(2, 1, 1), (1, 1, 3), (1, 1, 2), (1, 2, 1), (2, 2, 1), (1, 1, 6), (2, 1, 3)])

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.launch.forked import Forked
+
 HERE = Path(__file__).parent
 LIMIT = 150  # seconds until a test gives up on a process
 
@@ -28,7 +30,7 @@ class Ended:
         return [line for line in self.err.splitlines() if line.startswith("jano-dist:")]
 
 
-def finish(process: subprocess.Popen) -> Ended:
+def finish(process: subprocess.Popen | Forked) -> Ended:
     try:
         out, err = process.communicate(timeout=LIMIT)
     except subprocess.TimeoutExpired:
@@ -38,30 +40,53 @@ def finish(process: subprocess.Popen) -> Ended:
 
 
 @pytest.fixture
-def start(command, tmp_path):
-    """`start(*command, **environment)`: a process of its own group, in a folder of its own."""
-    started = []
-
-    def begin(*call, **more) -> subprocess.Popen:
-        _, environment = command
-        process = subprocess.Popen(
-            [str(part) for part in call],
-            env={**environment, "FAULTS": str(tmp_path), **more},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        started.append(process)
-        return process
-
-    yield begin
-    for process in started:
+def begun(tmp_path):
+    """Processes that must not outlive the test."""
+    processes = []
+    yield processes
+    for process in processes:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     for pid in filter(alive, pids(tmp_path)):  # torchrun's are in groups of their own
         os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def start(command, tmp_path, begun):
+    """`start(*command, **environment)`: a process of its own group, in a folder of its own."""
+
+    def begin(*call, **more) -> subprocess.Popen:
+        process = subprocess.Popen(
+            [str(part) for part in call],
+            env={**command[1], "FAULTS": str(tmp_path), **more},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        begun.append(process)
+        return process
+
+    return begin
+
+
+# As a user starts it, which takes seconds of imports for every process; or forked, for a tenth of that.
+either_way = pytest.fixture(params=["forked", pytest.param("started", marks=pytest.mark.slow)])
+
+
+@either_way
+def jano_dist(request, command, start, tmp_path, begun):
+    """`jano_dist(*arguments, **environment)`: the command line in a process, not yet waited for."""
+
+    def begin(*arguments, **more):
+        if request.param == "started":
+            return start(*command[0], *arguments, **more)
+        environment = {**command[1], "FAULTS": str(tmp_path), **more}
+        begun.append(Forked([str(part) for part in arguments], environment, tmp_path))
+        return begun[-1]
+
+    return begin
 
 
 @pytest.fixture
@@ -74,14 +99,17 @@ def generate(small):
     return arguments
 
 
-@pytest.fixture
-def supervised(start, generate):
+@either_way
+def supervised(request, command, start, generate, tmp_path, begun):
     """Two ranks by --nproc of which one breaks: `supervised("raise:1:3", out)`, not yet waited for."""
 
-    def begin(broken, out, *more) -> subprocess.Popen:
-        return start(
-            sys.executable, HERE / "supervised.py", *generate(out, "--nproc", 2, *more), BROKEN=broken
-        )
+    def begin(broken, out, *more):
+        arguments = generate(out, "--nproc", 2, *more)
+        if request.param == "started":
+            return start(sys.executable, HERE / "supervised.py", *arguments, BROKEN=broken)
+        environment = {**command[1], "FAULTS": str(tmp_path), "BROKEN": broken}
+        begun.append(Forked(arguments, environment, tmp_path))
+        return begun[-1]
 
     return begin
 
@@ -117,7 +145,7 @@ def gone(folder: Path, ranks: int, patience: float = 20) -> bool:
     return len(pids(folder)) == ranks and not any(map(alive, pids(folder)))
 
 
-def wait_for(path: Path, process: subprocess.Popen) -> None:
+def wait_for(path: Path, process: subprocess.Popen | Forked) -> None:
     deadline = time.monotonic() + LIMIT
     while not path.exists():
         assert process.poll() is None, process.communicate()

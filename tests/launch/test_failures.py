@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 
 import pytest
 
@@ -40,6 +39,7 @@ def test_a_rank_that_raises(supervised, earlier, tmp_path):
     assert untouched(earlier)
 
 
+@pytest.mark.parametrize("supervised", ["forked", "started"], indirect=True)
 def test_a_rank_that_is_killed(supervised, earlier, tmp_path):
     ended = finish(supervised("kill:1:3", earlier))
     assert ended.code == 1
@@ -50,7 +50,6 @@ def test_a_rank_that_is_killed(supervised, earlier, tmp_path):
     assert untouched(earlier)
 
 
-@pytest.mark.slow
 def test_the_coordinator_killed(supervised, earlier, tmp_path):
     ended = finish(supervised("kill:0:2", earlier))
     assert ended.code == 1
@@ -58,7 +57,6 @@ def test_the_coordinator_killed(supervised, earlier, tmp_path):
     assert gone(tmp_path, 2)
 
 
-@pytest.mark.slow
 def test_a_rank_that_hangs(supervised, earlier, tmp_path):
     ended = finish(supervised("hang:1:3", earlier, "--set", "runtime.timeout_seconds=6"))
     assert ended.code == 1
@@ -81,7 +79,6 @@ def test_a_rank_that_raises_under_torchrun(torchrun, generate, earlier, tmp_path
     assert untouched(earlier)
 
 
-@pytest.mark.slow
 def test_a_disk_that_is_full(supervised, earlier, tmp_path):
     ended = finish(supervised("full:0:write", earlier))
     assert ended.code == 1
@@ -93,7 +90,6 @@ def test_a_disk_that_is_full(supervised, earlier, tmp_path):
     assert untouched(earlier)
 
 
-@pytest.mark.slow
 def test_stopped_while_it_writes(supervised, earlier, tmp_path):
     """What is half written goes."""
     process = supervised("hang:0:write", earlier)
@@ -105,7 +101,6 @@ def test_stopped_while_it_writes(supervised, earlier, tmp_path):
     assert untouched(earlier)
 
 
-@pytest.mark.slow
 def test_interrupted_before_the_ranks_have_met(supervised, earlier, tmp_path):
     process = supervised("hang:1:1", earlier)
     wait_for(tmp_path / "pid0", process)
@@ -125,10 +120,7 @@ def test_the_supervisor_killed(supervised, earlier, tmp_path):
     assert untouched(earlier)
 
 
-@pytest.mark.parametrize(
-    ("number", "code"),
-    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)],
-)
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_the_supervisor_stopped(supervised, earlier, tmp_path, number, code):
     """Ctrl-C reaches the whole foreground group; SIGTERM only whom it is sent to."""
     process = supervised("hang:1:1", earlier)
@@ -142,11 +134,11 @@ def test_the_supervisor_stopped(supervised, earlier, tmp_path, number, code):
     assert untouched(earlier)
 
 
-def by_hand(start, generate, out, rank, port, *more):
+def by_hand(jano_dist, generate, out, rank, port, *more):
     """One of two ranks started with nothing but an environment."""
     place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    return start(sys.executable, "-m", "jano_dist", *generate(out, *more), **place, **address)
+    return jano_dist(*generate(out, *more), **place, **address)
 
 
 class TestBadInput:
@@ -165,10 +157,10 @@ class TestBadInput:
         assert len(result.err.splitlines()) == 1
         assert all(word in result.err for word in words)
 
-    def test_said_by_one_rank_only(self, start, command, generate, tmp_path):
+    def test_said_by_one_rank_only(self, jano_dist, generate, tmp_path):
         """4 does not divide the 6 heads, which only the ranks know."""
         call = generate(tmp_path / "run", "--nproc", 4, "--ulysses", 4)
-        ended = finish(start(*command[0], *call))
+        ended = finish(jano_dist(*call))
         assert ended.code == 2
         assert ended.err.splitlines() == ended.sentences
         (sentence,) = ended.sentences
@@ -193,26 +185,25 @@ class TestBadInput:
         assert len(ended.sentences) == 1
         assert ended.err.count("exitcode  : 2") >= 1
 
-    def test_ranks_of_different_configs(self, start, generate, tmp_path, free_port):
+    def test_ranks_of_different_configs(self, jano_dist, generate, tmp_path, free_port):
         ranks = [
-            by_hand(start, generate, tmp_path / "run", 0, free_port),
-            by_hand(start, generate, tmp_path / "run", 1, free_port, "--seed", 5),
+            by_hand(jano_dist, generate, tmp_path / "run", 0, free_port),
+            by_hand(jano_dist, generate, tmp_path / "run", 1, free_port, "--seed", 5),
         ]
         ended = [finish(rank) for rank in ranks]
         assert [each.code for each in ended] == [2, 2]
         (sentence,) = ended[0].sentences + ended[1].sentences
         assert "another config on rank 1 than on rank 0" in sentence
 
-    def test_a_port_in_use(self, start, generate, tmp_path, taken_port):
-        ended = finish(by_hand(start, generate, tmp_path / "run", 0, taken_port))
+    def test_a_port_in_use(self, jano_dist, generate, tmp_path, taken_port):
+        ended = finish(by_hand(jano_dist, generate, tmp_path / "run", 0, taken_port))
         assert ended.code == 2
         (sentence,) = ended.sentences
         assert "in use: set MASTER_PORT to a free port" in sentence
 
-    @pytest.mark.slow
-    def test_no_address(self, start, generate, tmp_path):
+    def test_no_address(self, jano_dist, generate, tmp_path):
         place = {"RANK": "0", "WORLD_SIZE": "2"}
-        ended = finish(start(sys.executable, "-m", "jano_dist", *generate(tmp_path / "run"), **place))
+        ended = finish(jano_dist(*generate(tmp_path / "run"), **place))
         assert ended.code == 2
         assert ended.err.splitlines() == ended.sentences
         (sentence,) = ended.sentences
@@ -225,10 +216,10 @@ class TestBadInput:
         assert_sentence(result, "RANK is not set", "start the ranks with --nproc or torchrun")
 
     @pytest.mark.parametrize("port", ["free_port", "taken_port"])  # nobody listens, or what is no store
-    def test_a_coordinator_that_is_not_there(self, start, generate, tmp_path, port, request):
+    def test_a_coordinator_that_is_not_there(self, jano_dist, generate, tmp_path, port, request):
         call = ["--set", "runtime.timeout_seconds=3"]
         port = request.getfixturevalue(port)
-        ended = finish(by_hand(start, generate, tmp_path / "run", 1, port, *call))
+        ended = finish(by_hand(jano_dist, generate, tmp_path / "run", 1, port, *call))
         assert ended.code == 1
         assert ended.err.splitlines() == ended.sentences
         (sentence,) = ended.sentences
@@ -240,9 +231,9 @@ class TestBadInput:
         with pytest.raises(UserError, match=r"WORLD_SIZE is 2 but .* has not joined"):
             Engine(load_config("wan-tiny"))
 
-    def test_a_rank_that_never_comes(self, start, generate, tmp_path, free_port):
+    def test_a_rank_that_never_comes(self, jano_dist, generate, tmp_path, free_port):
         call = ["--set", "runtime.timeout_seconds=3"]
-        ended = finish(by_hand(start, generate, tmp_path / "run", 0, free_port, *call))
+        ended = finish(by_hand(jano_dist, generate, tmp_path / "run", 0, free_port, *call))
         assert ended.code == 1
         (sentence,) = ended.sentences
         assert "1 of 2 ranks did not come within 3 s" in sentence

@@ -1,5 +1,9 @@
 """FLOPs by formula against torch's own counter, and against the published figures."""
 
+import json
+from itertools import product
+from unittest import mock
+
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -7,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from jano_dist.cache import KVCache, NoCache
 from jano_dist.models import Geometry
+from jano_dist.models.wan_pipeline import model_folder
 
 WAN_14B = Geometry(16, 16, (4, 8, 8), (1, 2, 2), 40, 40, 128, 13824, 4096, 256)
 
@@ -37,6 +42,53 @@ def test_text_flops_are_what_the_first_forward_does_more(model):
             model.forward(latent, timestep, branch, rows, NoCache(geometry.layers))
         counts.append(counter.get_total_flops())
     assert counts[0] - counts[1] == geometry.text_flops(branch.text.shape[1])
+
+
+def written_out(computed, tokens, text, hidden):
+    """FLOPs of one branch, layer by layer, for steps that compute these many tokens; wan-tiny's sizes."""
+    sizes = json.loads((model_folder("wan-tiny") / "transformer" / "config.json").read_text())
+    heads, layers = sizes["num_attention_heads"], sizes["num_layers"]
+    d, patch = heads * sizes["attention_head_dim"], 16 * 1 * 2 * 2
+    once = 2 * text * (sizes["text_dim"] * d + d * d) + layers * 2 * (2 * text * d * d)
+    total = once
+    for n in computed:
+        made = tokens if hidden else n  # keys and values
+        layer = 2 * (2 * n * d * d) + 2 * (2 * made * d * d) + 2 * (2 * n * tokens * d)  # self-attention
+        layer += 2 * (2 * n * d * d) + 2 * (2 * n * text * d)  # cross-attention
+        layer += 2 * (2 * n * d * sizes["ffn_dim"])
+        time = 2 * (sizes["freq_dim"] * d + d * d + d * 6 * d)
+        total += layers * layer + 2 * tokens * patch * d + time + 2 * n * d * patch
+    return total
+
+
+def counted(engine):
+    """A generation's record, and torch's count of what its forwards multiplied."""
+    forward, totals = engine.model.forward, []
+
+    def call(*arguments):
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            rows = forward(*arguments)
+        totals.append(counter.get_total_flops())
+        return rows
+
+    with mock.patch.object(engine.model, "forward", call):
+        return engine.generate("a red ball moves left", seed=1).record, sum(totals)
+
+
+@pytest.mark.parametrize(
+    ("policy", "kind", "guidance"),
+    [*product(("full", "jano"), ("kv", "hidden"), (4.0,)), ("jano", "hidden", 1.0)],
+)
+def test_the_record_is_torchs_count_and_the_written_out_one(engine, policy, kind, guidance):
+    """`hidden` makes the keys and values of the skipped tokens again, and that is work done."""
+    record, total = counted(engine(policy, {"cache.kind": kind, "sampling.guidance": guidance}))
+    computed, tokens = [step["tokens"] for step in record["steps"]], 3 * 6 * 4
+    branches, text = (1 if guidance == 1 else 2), 32
+    assert record["config"]["model"]["max_sequence_length"] == text
+    assert (min(computed) < tokens) == (policy == "jano")
+    wanted = branches * written_out(computed, tokens, text, kind == "hidden")
+    assert record["flops"]["done"] == total == wanted
+    assert record["flops"]["full"] == branches * written_out([tokens] * len(computed), tokens, text, False)
 
 
 @pytest.mark.parametrize(

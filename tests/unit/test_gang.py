@@ -3,13 +3,14 @@
 import os
 import signal
 import sys
+from datetime import timedelta
 
 import pytest
 from torch.distributed import HashStore
 
 from jano_dist.cli.generate import _without_option
 from jano_dist.errors import UserError
-from jano_dist.gang import SUPERVISOR, Cause, Place, Progress, claim, find_place, where
+from jano_dist.gang import SUPERVISOR, Cause, Place, Progress, _await_cause, claim, find_place, where
 from jano_dist.launchers.local import _death, _environment
 from jano_dist.observe import NullObserver, StepRecord
 
@@ -110,6 +111,28 @@ def test_the_first_cause_stays():
     store, first, second = HashStore(), Cause(1, 1, "boom"), Cause(0, 2, "later")
     assert claim(store, first) == first
     assert claim(store, second) == first
+
+
+class Telling(HashStore):
+    """A store in which another rank says why it failed while this one waits."""
+
+    def wait(self, keys, patience):
+        assert keys == ["cause"]
+        assert patience >= timedelta(seconds=0.1)  # a rank on its way out needs as long as that
+        claim(self, Cause(2, 1, "boom"))
+        super().wait(keys, patience)
+
+
+def test_a_rank_that_only_noticed_waits_for_the_cause():
+    store, place = Telling(), Place(1, 1, 3, 3)
+    assert _await_cause(store, place) == ""
+    assert claim(store, Cause(1, 1, "contact was lost")) == Cause(2, 1, "boom")
+
+
+def test_those_that_give_no_sign_are_named():
+    store = HashStore()
+    store.set("noticed/3", "")
+    assert _await_cause(store, Place(1, 1, 4, 4)) == ", and no sign came from rank 0, 2"
 
 
 def test_how_far_a_rank_has_got():
