@@ -263,6 +263,26 @@ def test_a_run_folder_is_replaced(cli, small, earlier):
     assert [path.name for path in earlier.parent.iterdir()] == ["run"]
 
 
+@pytest.mark.parametrize("folder", ["run", "new"])
+def test_run_json_is_never_there_alone(cli, small, earlier, monkeypatch, folder):
+    """Whatever becomes of the run between two moves: where there is a record, there is what it records."""
+    out, seen = earlier.parent / folder, []
+
+    def watched(move):
+        def call(*arguments, **keywords):
+            move(*arguments, **keywords)
+            seen.append({path.name for path in out.iterdir()} if out.exists() else set())
+
+        return call
+
+    for name in ("replace", "rename"):
+        monkeypatch.setattr(os, name, watched(getattr(os, name)))
+    result = cli("generate", BALL, "--out", out, "--config", small, "--steps", "7")
+    assert result.code == 0, result.err
+    assert seen
+    assert all(names >= FILES for names in seen if "run.json" in names)
+
+
 def test_in_a_process_of_its_own_with_the_shipped_config(process, tmp_path):
     video = ["--frames", "5", "--height", "64", "--width", "64", "--steps", "3"]
     result = process("generate", BALL, "--policy", "full", "--out", tmp_path / "run", *video)
@@ -346,13 +366,20 @@ class TestRunGoesWrong:
 
 
 class TestInterrupted:
-    @pytest.mark.parametrize("folder", ["run", "new"])
-    @pytest.mark.parametrize("where", ["complexity_picture", "replace"])
-    def test_while_writing(self, cli, unchanged, small, earlier, monkeypatch, where, folder):
-        def interrupt(*arguments):
+    @pytest.mark.parametrize(
+        ("module", "names", "folder"),
+        [
+            (run_folder, ["complexity_picture"], "run"),
+            (run_folder, ["complexity_picture"], "new"),
+            (os, ["replace", "rename"], "run"),  # when the first file is about to be moved
+        ],
+    )
+    def test_while_writing(self, cli, unchanged, small, earlier, monkeypatch, module, names, folder):
+        def interrupt(*arguments, **keywords):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(run_folder, where, interrupt)
+        for name in names:
+            monkeypatch.setattr(module, name, interrupt)
         with unchanged(earlier.parent):
             out = earlier.parent / folder
             result = cli("generate", BALL, "--out", out, "--config", small, "--steps", "7")

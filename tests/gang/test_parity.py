@@ -1,10 +1,12 @@
 """The engine on several ranks against the engine in one process, and against diffusers."""
 
 import functools
+import itertools
 import math
 import os
 from collections import Counter
 from contextlib import ExitStack
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -13,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from jano_dist import Engine, load_config
+from jano_dist.attention import distributed
 from jano_dist.errors import PeerLost, RunError, UserError
 from jano_dist.models.wan_pipeline import model_folder
 from jano_dist.observe import NullObserver
@@ -144,12 +147,21 @@ class Collectives(NullObserver):
     )
 
     def __init__(self):
-        self.seen, self.forwards, self.steps = Counter(), [], []
+        self.seen, self.forwards, self.steps, self.seconds = Counter(), [], [], []
 
     def __enter__(self):
         self.patches = ExitStack()
         for name in self.NAMES:
             self.patches.enter_context(mock.patch.object(dist, name, self.counted(name, getattr(dist, name))))
+        # A clock that ticks when it is looked at, and once more at every computation of attention.
+        clock = itertools.count()
+        self.patches.enter_context(
+            mock.patch("jano_dist.mesh.time", SimpleNamespace(perf_counter=clock.__next__))
+        )
+        for name in ("attention", "attention_with_lse"):
+            self.patches.enter_context(
+                mock.patch.object(distributed, name, self.ticking(clock, getattr(distributed, name)))
+            )
         return self
 
     def __exit__(self, *error):
@@ -159,6 +171,13 @@ class Collectives(NullObserver):
         def call(*args, **kwargs):
             self.seen[name] += 1
             return collective(*args, **kwargs)
+
+        return call
+
+    def ticking(self, clock, compute):
+        def call(*args):
+            next(clock)
+            return compute(*args)
 
         return call
 
@@ -173,6 +192,7 @@ class Collectives(NullObserver):
 
     def step(self, record, steps):
         self.steps.append(dict(self.seen))
+        self.seconds.append(record.comm_seconds)
         self.seen.clear()
 
 
@@ -182,7 +202,7 @@ def collectives(split):
     with Collectives() as counting:
         engine.model.forward = counting.watch(engine.model.forward)
         engine.generate(PROMPT, seed=1, observer=counting)
-    return counting.forwards, counting.steps
+    return counting.forwards, counting.steps, counting.seconds
 
 
 def sentence(error, make):
@@ -407,7 +427,7 @@ def test_two_collectives_per_layer_forward_and_dimension(split):
     per_forward = 2 * LAYERS * ((ulysses > 1) + (kv > 1))
     in_forward = {"all_to_all_single": per_forward} if per_forward else {}
     forwards_per_step = 2 // cfg
-    for forwards, steps in gang(math.prod(split), collectives, split):
+    for forwards, steps, seconds in gang(math.prod(split), collectives, split):
         kinds = [kind for kind in KINDS for _ in range(forwards_per_step)]
         assert [exchanges for _, exchanges in forwards] == [in_forward] * len(kinds)
         # A full step leaves the cache alone.
@@ -421,6 +441,9 @@ def test_two_collectives_per_layer_forward_and_dimension(split):
             assert step["all_to_all_single"] == of_a_step
             assert step.get("all_reduce", 0) == (index == 0)  # that all are there
             assert set(step) <= {"broadcast", "all_gather", "all_to_all_single", "all_reduce"}
+        # Of time, what passes in them alone: a tick in each, and one more in waiting for an exchange.
+        for step, ticks in zip(steps[1:], seconds[1:], strict=True):
+            assert ticks == sum(step.values()) + step["all_to_all_single"]
 
 
 @splits([(1, 1, 3)], [(2, 2, 1), (1, 1, 2), (2, 1, 2), (1, 4, 1), (2, 1, 3), (1, 1, 6), (1, 2, 3), (1, 5, 1)])

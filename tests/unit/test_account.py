@@ -2,6 +2,7 @@
 
 import json
 import math
+from unittest import mock
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.profiler import ProfilerActivity, profile
 
-from jano_dist import cli
+from jano_dist import Engine, cli
 from jano_dist.account import (
     Room,
     cache_bytes,
@@ -23,13 +24,17 @@ from jano_dist.account import (
     working_bytes,
 )
 from jano_dist.account import fit as fit_module
-from jano_dist.account.memory import _activations
+from jano_dist.account.memory import _activations, token_count
 from jano_dist.cache import CacheSizes, Keeping, NoCache, make_caches
 from jano_dist.config import CacheConfig, load_config
 from jano_dist.degrees import Degrees, choose_degrees, valid_degrees
+from jano_dist.denoise import Denoiser
 from jano_dist.errors import UserError
-from jano_dist.models.base import Geometry
+from jano_dist.mesh import Mesh
+from jano_dist.models.base import Branch, Geometry
 from jano_dist.models.sizes import read_sizes
+from jano_dist.observe import NullObserver
+from jano_dist.policies import make_policy
 from jano_dist.tokens.schedule import StepKind
 from tests.cli.sentence import assert_sentence
 
@@ -331,6 +336,9 @@ def peak_bytes(call, folder):
     return peak
 
 
+_480P = {"video.frames": 33, "video.height": 480, "video.width": 832, "sampling.steps": 5}
+
+
 class TestEstimates:
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
     def test_activations(self, dtype, tmp_path):
@@ -354,6 +362,28 @@ class TestEstimates:
         geometry = Geometry(16, 16, (4, 8, 8), (1, 2, 2), 2, 4, 128, 1382, 64, 32)
         parts = _activations(geometry, len(rows), ALONE, CacheConfig(), dtype.itemsize, caches=False)
         assert sum(parts.values()) == pytest.approx(peak_bytes(forward, tmp_path), rel=0.1)
+
+    def test_latents(self, tmp_path):
+        """The whole loop at 480p, in which the model's own work is left out."""
+        settings = load_config("wan-tiny", policy="full", overrides=_480P)
+        model = Engine(load_config("wan-tiny", policy="full")).model
+        latent = model.geometry.latent_shape(33, 480, 832)
+        denoiser = Denoiser(settings, model, Mesh.single(), latent)
+        shape = token_count(model.geometry, settings), model.geometry.row_width
+        branches = [Branch(torch.zeros(1, 32, model.geometry.text_dim))] * 2
+        policy = make_policy(settings.policy.model_dump(), steps=5, latent=latent, patch=model.geometry.patch)
+
+        def denoise():
+            denoiser.run(denoiser.begin(branches, seed=0), policy, NullObserver())
+
+        def forward(*_):
+            return torch.zeros(shape, dtype=model.dtype)
+
+        with mock.patch.object(model, "forward", forward):
+            denoise()  # imports
+            measured = peak_bytes(denoise, tmp_path)
+        predicted = memory_of(read_sizes("wan-tiny", local=True), settings, ALONE).resident["latents"]
+        assert predicted == pytest.approx(measured, rel=0.15)
 
     def test_decoding(self, large, tmp_path):
         """With the VAE's real width: with few channels CPU convolutions unfold their input."""
