@@ -4,7 +4,7 @@ BIN := .venv/bin
 # More threads than ranks can use only get in each other's way; see docs/decisions.md.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test check lint types mutants wan-tiny
+.PHONY: demo test test-slow check lint types mutants wan-tiny
 
 .venv/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -19,6 +19,10 @@ demo: .venv/.ready
 
 test: check
 	$(BIN)/pytest
+
+# What `make test` leaves out; the result is recorded in tests/slow.md.
+test-slow: .venv/.ready
+	$(BIN)/python -m tests.record_slow
 
 check: lint types
 

@@ -9,6 +9,7 @@ import subprocess
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import entry_points
 from io import StringIO
+from pathlib import Path
 
 import imageio.v3 as iio
 import numpy as np
@@ -366,23 +367,30 @@ class TestRunGoesWrong:
 
 
 class TestInterrupted:
-    @pytest.mark.parametrize(
-        ("module", "names", "folder"),
-        [
-            (run_folder, ["complexity_picture"], "run"),
-            (run_folder, ["complexity_picture"], "new"),
-            (os, ["replace", "rename"], "run"),  # when the first file is about to be moved
-        ],
-    )
-    def test_while_writing(self, cli, unchanged, small, earlier, monkeypatch, module, names, folder):
-        def interrupt(*arguments, **keywords):
+    @pytest.mark.parametrize("folder", ["run", "new"])
+    def test_while_writing(self, cli, unchanged, small, earlier, monkeypatch, folder):
+        def interrupt(*arguments):
             raise KeyboardInterrupt
 
-        for name in names:
-            monkeypatch.setattr(module, name, interrupt)
+        monkeypatch.setattr(run_folder, "complexity_picture", interrupt)
         with unchanged(earlier.parent):
             out = earlier.parent / folder
             result = cli("generate", BALL, "--out", out, "--config", small, "--steps", "7")
+        assert_sentence(result, "interrupted: nothing was written", code=130)
+
+    def test_before_the_first_file_is_moved(self, cli, unchanged, small, earlier, monkeypatch):
+        def interrupted(move):
+            def call(source, target):
+                if {earlier, *earlier.iterdir()} & {Path(source), Path(target)}:
+                    raise KeyboardInterrupt
+                move(source, target)
+
+            return call
+
+        for name in ("replace", "rename"):
+            monkeypatch.setattr(os, name, interrupted(getattr(os, name)))
+        with unchanged(earlier.parent):
+            result = cli("generate", BALL, "--out", earlier, "--config", small, "--steps", "7")
         assert_sentence(result, "interrupted: nothing was written", code=130)
 
     def test_while_denoising(self, command, unchanged, small, earlier):
