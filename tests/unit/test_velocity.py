@@ -1,0 +1,87 @@
+"""Guidance, and the rows that skipped tokens keep."""
+
+import numpy as np
+import pytest
+import torch
+
+from jano_dist.sampling.guidance import guidance_on, guide
+from jano_dist.sampling.velocity import VelocityRows
+
+CPU = torch.device("cpu")
+
+
+def noise(*shape, seed=0, dtype=torch.float32):
+    return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape)).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_before_the_first_update(dtype):
+    velocity = VelocityRows(5, 3, dtype, CPU)
+    assert velocity.rows.dtype == dtype
+    assert torch.equal(velocity.rows, torch.zeros(5, 3, dtype=dtype))
+    assert velocity.sigmas.dtype == torch.float32
+    assert velocity.sigmas.shape == (5,)
+    assert velocity.sigmas.isnan().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_are_held_bit_by_bit(dtype):
+    """Against a plain table: row -> what was last given for it, and when."""
+    tokens, width = 17, 6
+    velocity, random = VelocityRows(tokens, width, dtype, CPU), np.random.default_rng(1)
+    table = [[0.0] * width for _ in range(tokens)]
+    sigmas = [float("nan")] * tokens
+    for step, count in enumerate((5, 17, 1, 0, 9, 4)):
+        index = random.permutation(tokens)[:count]
+        values, sigma = noise(count, width, seed=step), 1 / (step + 1)
+        velocity.update(torch.from_numpy(index), values, sigma)
+        for place, row in enumerate(index):
+            table[row], sigmas[row] = values[place].to(dtype).tolist(), sigma
+        assert velocity.rows.tolist() == table
+        np.testing.assert_array_equal(velocity.sigmas.numpy(), np.float32(sigmas))
+
+
+def test_values_keep_their_order_of_rows():
+    velocity = VelocityRows(4, 1, torch.float32, CPU)
+    velocity.update(torch.tensor([3, 0, 2]), torch.tensor([[30.0], [1.0], [20.0]]), 0.5)
+    assert velocity.rows.flatten().tolist() == [1, 0, 20, 30]
+    assert velocity.sigmas[[0, 2, 3]].tolist() == [0.5] * 3
+    assert velocity.sigmas[1].isnan()
+
+
+def test_rows_have_the_dtype_of_the_model_whatever_is_given():
+    velocity, values = VelocityRows(2, 4, torch.bfloat16, CPU), noise(2, 4)
+    velocity.update(torch.arange(2), values, 1.0)
+    assert velocity.rows.dtype == torch.bfloat16
+    assert torch.equal(velocity.rows, values.bfloat16())
+
+
+def test_what_is_given_is_copied():
+    velocity, values, index = VelocityRows(2, 2, torch.float32, CPU), torch.ones(2, 2), torch.arange(2)
+    velocity.update(index, values, 1.0)
+    values.zero_()
+    assert torch.equal(velocity.rows, torch.ones(2, 2))
+    assert index.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("scale", "on"), [(0.0, False), (0.5, False), (1.0, False), (1.001, True), (5.0, True)]
+)
+def test_guidance_needs_a_scale_above_one(scale, on):
+    assert guidance_on(scale) is on
+
+
+def test_one_branch_is_the_velocity():
+    cond = noise(3, 4)
+    assert torch.equal(guide([cond], 5.0), cond)
+
+
+@pytest.mark.parametrize("scale", [1.5, 4.0, 7.0])
+def test_guidance_goes_on_from_uncond_through_cond(scale):
+    cond, uncond = noise(3, 4, seed=1, dtype=torch.float64), noise(3, 4, seed=2, dtype=torch.float64)
+    wanted = (1 - scale) * uncond.numpy() + scale * cond.numpy()
+    np.testing.assert_allclose(guide([cond, uncond], scale).numpy(), wanted, rtol=0, atol=1e-13)
+
+
+def test_guidance_by_hand():
+    assert guide([torch.tensor([3.0]), torch.tensor([1.0])], 4.0).item() == 9
