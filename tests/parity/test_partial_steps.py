@@ -1,6 +1,9 @@
 """Steps that compute some tokens only, against diffusers' plain forward and against `full`."""
 
 import copy
+import gc
+import weakref
+from itertools import pairwise
 
 import pytest
 import torch
@@ -80,15 +83,98 @@ def test_warmup_to_the_end_equals_full(engine):
     assert torch.equal(jano.latents, full)
 
 
-def test_skipped_tokens_keep_their_velocity(engine):
-    """A step changes the latent of skipped tokens by the scheduler and their held velocity alone."""
-    result = engine("jano", {"policy.static_threshold": 0.3, "policy.moderate_threshold": 0.6}).generate(
-        "a red ball moves left", seed=1
-    )
-    computed = [step["tokens"] for step in result.record["steps"]]
-    tokens = result.levels.size
-    active = int((result.levels == 3).sum())
-    moderate = int((result.levels == 2).sum())
-    by_kind = {"full": tokens, "refresh": tokens, "moderate": active + moderate, "active": active}
-    assert computed == [by_kind[step["kind"]] for step in result.record["steps"]]
-    assert min(computed) < tokens
+def given_to_scheduler(model, monkeypatch):
+    """A list that fills with the velocity [C, T, H, W] of each step, as the scheduler is given it."""
+    velocities, make = [], model.scheduler
+
+    def spied(*settings):
+        scheduler = make(*settings)
+        step = scheduler.step
+
+        def listen(velocity, *arguments, **options):
+            velocities.append(velocity[0].clone())
+            return step(velocity, *arguments, **options)
+
+        scheduler.step = listen
+        return scheduler
+
+    monkeypatch.setattr(model, "scheduler", spied)
+    return velocities
+
+
+def test_skipped_tokens_keep_their_velocity(engine, model, monkeypatch):
+    """Bit by bit, while those of the computed tokens change: the scheduler moves all latents."""
+    velocities = given_to_scheduler(model, monkeypatch)
+    thresholds = {"policy.static_threshold": 0.3, "policy.moderate_threshold": 0.6}
+    intervals = {"policy.static_interval": 4, "policy.moderate_interval": 2}
+    result = engine("jano", thresholds | intervals).generate("a red ball moves left", seed=1)
+
+    levels = torch.from_numpy(result.levels).flatten()
+    assert levels.unique().tolist() == [1, 2, 3]
+    steps = result.record["steps"]
+    kinds = ["full"] * 4 + ["refresh", "active", "moderate", "active", "refresh", "full"]
+    assert [step["kind"] for step in steps] == kinds
+    rows = [token_rows(velocity, model.geometry.patch) for velocity in velocities]
+    lowest = {"full": 1, "refresh": 1, "moderate": 2, "active": 3}
+    for step, (before, after) in enumerate(pairwise(rows), 1):
+        computed = levels >= lowest[kinds[step]]
+        assert steps[step]["tokens"] == int(computed.sum())
+        assert torch.equal(before[~computed], after[~computed])
+        assert (before[computed] != after[computed]).any(1).all()
+
+
+class Watched:
+    """A model's `forward` that remembers, without holding on to it, what it was given of a generation."""
+
+    def __init__(self, forward):
+        self.forward, self.given = forward, []
+
+    def __call__(self, latent, timestep, branch, rows, cache, *attend):
+        output = self.forward(latent, timestep, branch, rows, cache, *attend)
+        parts = (cache, *cache.layers, branch, *branch.layers, rows, *attend)
+        self.given += [weakref.ref(part) for part in parts]
+        return output
+
+    def alive(self):
+        gc.collect()
+        return [type(part()).__name__ for part in self.given if part() is not None]
+
+
+@pytest.mark.parametrize("kind", ["kv", "hidden"])
+def test_the_model_keeps_nothing_of_a_generation(engine, model, monkeypatch, kind):
+    """Caches are gigabytes; only weights outlive a video."""
+    watched = Watched(model.forward)
+    monkeypatch.setattr(model, "forward", watched)
+    engine("jano", {"cache.kind": kind}).generate("a red ball moves left", seed=1)
+    assert watched.given
+    assert watched.alive() == []
+
+
+class Broken(NoCache):
+    """Fails in its fourth layer."""
+
+    def __init__(self, layers):
+        super().__init__(layers)
+        self.layers = [*self.layers[:3], Broken.Layer(), *self.layers[4:]]
+
+    class Layer:
+        def inputs(self, x, rope):
+            raise RuntimeError("out of memory")
+
+
+@torch.inference_mode()
+def test_a_forward_that_fails_leaves_nothing_behind(pipeline, model):
+    shape, tokens = (2, 8, 8), 32
+    latent, timestep, rows = model.noise(shape, seed=5), torch.tensor(500.0), torch.arange(tokens)
+    text = model.encode(["a blue box"])
+    broken, branch = Broken(model.geometry.layers), model.branch(text)
+    left = [weakref.ref(part) for part in (broken.layers[3], branch, *branch.layers)]
+    with pytest.raises(RuntimeError, match="out of memory"):
+        model.forward(latent, timestep, branch, rows, broken)
+    del broken, branch
+    gc.collect()
+    assert [part() for part in left] == [None] * len(left)
+
+    after = model.forward(latent, timestep, model.branch(text), rows, NoCache(model.geometry.layers))
+    theirs = pipeline.transformer(latent[None], timestep[None], text, return_dict=False)[0][0]
+    assert (model.unpatchify(after, shape) - theirs).abs().max() <= 1e-5
