@@ -107,14 +107,15 @@ def begin(pipeline, prompt, seed, settings):
 
 
 @torch.inference_mode()
-def jano(pipeline, prompt, seed, settings):
-    """Make one video as the settings say."""
+def jano(pipeline, prompt, seed, settings, kinds=None):
+    """Make one video as the settings say; `kinds` of steps may come in another order than the schedule's."""
     texts, latent, scheduler = begin(pipeline, prompt, seed, settings)
     transformer, attention = copy.deepcopy(pipeline.transformer), KeepingAttention()
     for block in transformer.blocks:
         block.attn1.set_processor(attention)
     cuts = ("warmup", "cooldown", "static_interval", "moderate_interval")
-    kinds = reference.schedule(settings["sampling.steps"], *(settings[f"policy.{name}"] for name in cuts))
+    schedule = settings["sampling.steps"], *(settings[f"policy.{name}"] for name in cuts)
+    kinds = kinds or reference.schedule(*schedule)
     held = torch.full_like(latent, np.nan)
     levels = np.full(token_shape(latent.shape[2:]), reference.ACTIVE)
     velocities = []

@@ -12,7 +12,10 @@ import numpy as np
 import pytest
 import torch
 
+from jano_dist import Engine, load_config
+from jano_dist.policies import make_policy
 from jano_dist.sampling.velocity import VelocityRows
+from jano_dist.tokens.schedule import StepKind
 from tests.parity.jano_reference import LOWEST, complexity_map, jano
 
 PROMPT = "a blue box stays still"
@@ -133,6 +136,32 @@ def test_video(reference, engine, name, kind):
     assert [step["kind"] for step in ours.record["steps"]] == theirs.kinds
     assert np.array_equal(ours.levels, theirs.levels)
     assert theirs.latent.abs().max() > 1
+    assert (ours.latents - theirs.latent).abs().max() <= 1e-5
+
+
+class Follow:
+    """Policy: another one's maps, and steps of these kinds."""
+
+    def __init__(self, policy, kinds):
+        self.observe, self.kinds = policy.observe, kinds
+
+    def decide(self, step):
+        return StepKind(self.kinds[step])
+
+
+@pytest.mark.parametrize("kind", ["kv", "hidden"])
+def test_a_full_step_between_others_leaves_the_cache_alone(pipeline, model, kind):
+    """The schedule has none there; other policies may."""
+    case = CASES["last_change"]
+    kinds = ["full"] * 4 + ["refresh", "active", "full", "active", "moderate", "full", "active", "moderate"]
+    theirs = jano(pipeline, PROMPT, case.seed, case.settings, kinds)
+    config = load_config("wan-tiny", policy="jano", overrides={**case.settings, "cache.kind": kind})
+
+    def follow(settings, **facts):
+        return Follow(make_policy(settings, **facts), kinds)
+
+    ours = Engine(config, model=model, policies=follow).generate(PROMPT, seed=case.seed)
+    assert [step["kind"] for step in ours.record["steps"]] == theirs.kinds
     assert (ours.latents - theirs.latent).abs().max() <= 1e-5
 
 
