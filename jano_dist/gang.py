@@ -85,7 +85,7 @@ def find_place() -> Place:
 
 
 def enlist() -> None:
-    """Make this process a rank: SIGTERM unwinds it, and it does not outlive its supervisor."""
+    """Let SIGTERM unwind this process; a rank does not outlive its supervisor, either."""
     signal.signal(signal.SIGTERM, _stop)
     supervisor = os.environ.get(SUPERVISOR)
     if supervisor and sys.platform == "linux":

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,7 +154,7 @@ def find_model(name: str) -> str:
         )
     if name in {folder.name for folder in _ASSETS.iterdir() if folder.is_dir()}:
         return str(_ASSETS / name)
-    if Path(name).is_dir() or re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    if os.path.isdir(name) or re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         return name
     raise UserError(
         f"there is no model folder {name!r}: give wan-tiny, an existing folder, or a hub name like org/name"

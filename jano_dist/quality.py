@@ -5,6 +5,7 @@ on smooth synthetic frames a true 54 dB reads 45 dB and 44 reads 42, while 34 dB
 """
 
 import math
+import os
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,9 @@ def load_frames(path: Path) -> Frames:
     Raises:
         UserError: there is no such file, or it is not a readable video.
     """
-    file = path / "video.mp4" if path.is_dir() else path
-    if not file.is_file():
-        problem = "is not a file" if file.exists() else "does not exist"
+    file = path / "video.mp4" if os.path.isdir(path) else path
+    if not os.path.isfile(file):  # false also for a name that is too long
+        problem = "is not a file" if os.path.exists(file) else "does not exist"
         raise UserError(f"{file} {problem}: give a video file or the folder of a finished run")
     return read_video(file)
 

@@ -120,11 +120,13 @@ def _beside(out: Path, what: str) -> Path:
 
 
 def _check_kind(out: Path) -> None:
-    if os.path.lexists(out) and not out.is_dir():
+    # Also where it leads, which is what is replaced: `new/../file` is not there as it is written.
+    if any(os.path.lexists(path) and not path.is_dir() for path in (out, out.resolve())):
         raise UserError(
             f"--out {out} is not a folder: give a new folder, or the folder of an earlier run to replace it"
         )
-    if out.is_dir() and any(out.iterdir()) and not is_run(out):
+    whole = out.resolve()
+    if whole.is_dir() and any(whole.iterdir()) and not is_run(whole):
         raise UserError(
             f"--out {out} exists and is not a run folder (no run.json of ours): give a new folder, "
             "or the folder of an earlier run to replace it"
@@ -133,18 +135,18 @@ def _check_kind(out: Path) -> None:
 
 def _check_place(out: Path) -> None:
     # The nearest folder that exists: what is made is made in it, first the temporary one.
-    parent = next((folder for folder in out.absolute().parents if os.path.lexists(folder)), out.absolute())
+    whole = out.resolve()
+    parent = next((folder for folder in whole.parents if os.path.lexists(folder)), whole)
     if not parent.is_dir():
         raise UserError(
             f"--out {out} cannot be made because {parent} is not a folder: give a folder elsewhere"
         )
-    for folder in (out, parent):
+    for folder in (whole, parent):
         if folder.exists() and not os.access(folder, os.W_OK | os.X_OK):
             raise UserError(
                 f"--out {out} cannot be written because {folder} is read-only: give one elsewhere"
             )
-    whole = out.resolve()
-    if out.is_dir() and (Path.cwd().is_relative_to(whole) or os.path.ismount(whole)):
+    if whole.is_dir() and (Path.cwd().is_relative_to(whole) or os.path.ismount(whole)):
         reason = "is a mount point" if os.path.ismount(whole) else "is the folder you are in"
         raise UserError(
             f"--out {out} {reason}, and a run folder is replaced as a whole: give a folder in it, "

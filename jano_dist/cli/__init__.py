@@ -14,10 +14,12 @@ INTERRUPTED = "interrupted: nothing was written"
 
 
 def main() -> None:
-    """Run a command. Exit code 0: done; 1: the run failed; 2: bad input; 130: interrupted."""
+    """Run a command. Exit code 0: done; 1: it failed; 2: bad input; 130: interrupted; 143: terminated."""
     started = time.monotonic()
     with ending_at_once():
         from jano_dist.cli.app import run as command
+        from jano_dist.gang import enlist
+    enlist()
     code = command(sys.argv[1:], started=started)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is left to interrupt
     sys.exit(code)

@@ -18,6 +18,7 @@ app = typer.Typer(
     add_completion=False,
     help="Make videos with Wan2.1 models on one to many GPUs, computing mostly the regions that need it.",
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (generate.generate, compare.compare, plan.plan, doctor.doctor):
     app.command()(command)
@@ -66,6 +67,8 @@ def _ending(error: BaseException, arguments: Sequence[str]) -> tuple[int, str] |
         return 1, str(error)
     if isinstance(error, KeyboardInterrupt | typer.Abort):
         return 130, INTERRUPTED
+    if isinstance(error, Stopped):  # whoever stopped it knows why
+        return 143, ""
     return None
 
 

@@ -29,7 +29,7 @@ from jano_dist.cli.options import (
 )
 from jano_dist.config import Config, check_prompt
 from jano_dist.errors import UserError, count
-from jano_dist.gang import SUPERVISOR, Place, Progress, enlist, find_place
+from jano_dist.gang import SUPERVISOR, Place, Progress, find_place
 from jano_dist.target import reserve
 
 _RANKS_PER_CORE = 16  # far more than is of any use; beyond it a machine comes to a standstill
@@ -125,8 +125,6 @@ def _without_option(arguments: Sequence[str], name: str) -> list[str]:
 
 def _generate(settings: Config, prompt: str, out: Path, place: Place, *, save_latents: bool) -> None:
     """This rank's part of the work, from the first import to the written video."""
-    if place.world > 1:
-        enlist()
     with _holding(out, place), Bar(log()) as bar:
         quiet_libraries()  # before they are imported
         with ending_at_once():

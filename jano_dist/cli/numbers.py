@@ -57,8 +57,11 @@ def check_cluster(gpus: int, per_node: int, memory: float, *, active: float, mod
             f"{count(gpus, 'GPU')} cannot be put into nodes of {per_node}: "
             "give a --gpus that --gpus-per-node divides"
         )
-    if not 0 < memory < float("inf"):
-        raise UserError(f"--gpu-memory must be above 0 GiB, not {memory:g}: give what nvidia-smi shows")
+    if not 0 < memory <= 1e6:
+        raise UserError(
+            f"--gpu-memory must be above 0 and at most a million GiB, not {memory:g}: "
+            "give what nvidia-smi shows"
+        )
     if not (active >= 0 and moderate >= 0 and active + moderate <= 1):
         raise UserError(
             f"--active {active:g} and --moderate {moderate:g} are no shares of the tokens: "

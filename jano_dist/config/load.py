@@ -1,5 +1,6 @@
 """YAML files, presets and `--set a.b=c` merged into one `Config`."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,8 @@ def load_config(
     pairs = dict(_pairs(overrides))
     # These two choose what the other overrides change, so they come first, however they are given.
     policy = pairs.pop("policy.name", policy)
-    preset = pairs.pop("preset", preset) or own_preset
+    preset = pairs.pop("preset", preset)
+    preset = own_preset if preset is None else preset
     _set_policy(raw, policy)
     if preset is not None:
         row = _preset_row(str(preset), presets, str(name))
@@ -89,13 +91,12 @@ def _find(name: str | Path) -> Path:
         raise UserError(f"the config has no name: choose one of {', '.join(config_names())}, or give a file")
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
-        if path.is_file():
+        if os.path.isfile(path):  # false also for a name that is too long
             return path
-        raise UserError(
-            f"config file {path} does not exist: give a file or one of {', '.join(config_names())}"
-        )
+        problem = "is not a file" if os.path.exists(path) else "does not exist"
+        raise UserError(f"config file {path} {problem}: give a file or one of {', '.join(config_names())}")
     for folder in _CONFIG_FOLDERS:
-        if (folder / f"{name}.yaml").is_file():
+        if os.path.isfile(folder / f"{name}.yaml"):
             return folder / f"{name}.yaml"
     known = config_names()
     raise UserError(

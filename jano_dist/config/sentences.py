@@ -12,6 +12,8 @@ from jano_dist.config.settings import POLICIES, Config, JanoPolicyConfig
 def sentence(error: Mapping[str, Any], raw: Mapping[str, Any]) -> str:
     """One of pydantic's errors in our words: which key, what is wrong with it, what to do."""
     where = [str(part) for part in error["loc"]]
+    if not where:  # pydantic does not say which
+        return "a key in it is not valid UTF-8: correct or remove it"
     if where[0] == "policy":
         del where[1:2]  # which policy of the union; users never wrote it
     key, given = ".".join(where), error.get("input")
@@ -25,6 +27,10 @@ def sentence(error: Mapping[str, Any], raw: Mapping[str, Any]) -> str:
             return f"there is no policy {name!r}{nearest(name, known)}: choose one of {', '.join(known)}"
         case "model_type" | "model_attributes_type":
             return f"{key} is a section, not {given!r}: set one of the keys in it"
+        case "union_tag_not_found":
+            return f"{key} has no name: choose one of {', '.join(POLICIES)}"
+        case "tuple_type":
+            return f"{key} should be a list such as [1, 4, 4], not {given!r}: correct it"
         case "value_error":  # one of ours, already a sentence
             return str(error["ctx"]["error"])
         case "too_long":

@@ -59,6 +59,13 @@ OPTIONS = {
         ["--config", "wan-tinny"],
         ["there is no config 'wan-tinny'", "did you mean 'wan-tiny'?", "choose one of", "wan-tiny"],
     ),
+    "policy_of_no_name": (settings("policy={}"), ["policy has no name", "choose one of full, jano"]),
+    "block_that_is_no_list": (settings("policy.block=3"), ["policy.block should be a list such as [1, 4"]),
+    "empty_preset": (["--preset", ""], ["has no preset ''", "choose one of", "balanced"]),
+    "key_that_is_no_text": (settings("\udcff=1"), ["key", "correct or remove"]),
+    "long_config": (["--config", "x" * 300], ["there is no config", "choose one of"]),
+    "long_config_file": (["--config", "x" * 300 + ".yaml"], ["does not exist", "give a file"]),
+    "long_model": (["--model", "x" * 300], ["there is no model folder", "give wan-tiny"]),
     "unknown_config_file": (["--config", "no.yaml"], ["no.yaml does not exist", "give", "wan-tiny"]),
     "unknown_preset": (
         ["--preset", "fats"],
@@ -473,11 +480,29 @@ def test_out_in_use(cli, unchanged, tmp_path, small):
             assert_sentence(result, "run is in use by another run", "wait for it, or give another folder")
 
 
-@pytest.mark.parametrize("which", ["empty", "device"])
-def test_compare_what_is_no_file(cli, tmp_path, which):
-    path, words = {"empty": ("", ["'B'", "it is empty"]), "device": ("/dev/null", ["is not a file"])}[which]
-    (tmp_path / "video.mp4").write_text("words")
-    assert_sentence(cli("compare", "/dev/null", path), *(["/dev/null", "is not"] if path else words))
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("", ["'A'", "it is empty", "give a path", "see `jano-dist compare"]),
+        ("/dev/null", ["/dev/null is not a file", "give a video file"]),
+        ("x" * 300, ["does not exist", "give a video file"]),
+        ("a\0b", ["does not exist", "give a video file"]),
+    ],
+)
+def test_compare_what_is_no_file(cli, path, words):
+    assert_sentence(cli("compare", path, path), *words)
+
+
+def test_config_that_is_a_folder(cli, tmp_path):
+    (tmp_path / "mine.yaml").mkdir()
+    result = cli("generate", BALL, "--out", tmp_path / "run", "--config", tmp_path / "mine.yaml")
+    assert_sentence(result, "mine.yaml is not a file", "give a file or one of")
+
+
+@pytest.mark.parametrize("memory", ["0", "-5", "nan", "inf", "1e300"])
+def test_plan_for_no_gpu(cli, memory):
+    result = cli("plan", "--config", "wan-tiny", "--gpus", 2, "--gpu-memory", memory)
+    assert_sentence(result, "--gpu-memory must be above 0 and at most a million GiB", "give what nvidia-smi")
 
 
 @pytest.mark.parametrize("which", ["missing", "no_video", "no_run", "truncated"])

@@ -24,6 +24,7 @@ from jano_dist import cli as command_line
 from jano_dist import load_config, run_folder
 from jano_dist.cli.generate import _without_option
 from jano_dist.cli.log import Bar
+from jano_dist.gang import Stopped
 from jano_dist.models.wan import WanTransformer
 from jano_dist.observe import StepRecord
 from tests.cli.sentence import BALL, assert_sentence
@@ -392,6 +393,15 @@ class TestInterrupted:
         with unchanged(earlier.parent):
             result = cli("generate", BALL, "--out", earlier, "--config", small, "--steps", "7")
         assert_sentence(result, "interrupted: nothing was written", code=130)
+
+    def test_terminated_while_writing(self, cli, unchanged, small, earlier, monkeypatch):
+        def terminate(*arguments):
+            raise Stopped
+
+        monkeypatch.setattr(run_folder, "timeline_picture", terminate)
+        with unchanged(earlier.parent):
+            result = cli("generate", BALL, "--out", earlier, "--config", small, "--steps", "7")
+        assert (result.code, result.err) == (143, "")
 
     def test_while_denoising(self, command, unchanged, small, earlier):
         """Ctrl-C on a real process, with an earlier run in the folder."""

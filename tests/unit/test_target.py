@@ -191,6 +191,13 @@ class TestReserve:
         with pytest.raises(UserError, match=f"is a mount point, .* such as --out {out}/run"):
             target.check_target(out)
 
+    def test_a_file_that_is_written_as_if_it_were_not_there(self, tmp_path):
+        (tmp_path / "file").write_text("mine")
+        for name in ("new/../file", "new/../file/.", "file/../file", "new/../file/run"):
+            with pytest.raises(UserError, match="not a folder"), target.reserve(tmp_path / name):
+                pass
+        assert (tmp_path / "file").read_text() == "mine"
+
     def test_links_in_a_circle(self, tmp_path):
         (tmp_path / "run").symlink_to(tmp_path / "run")
         with pytest.raises(UserError, match="run"), target.reserve(tmp_path / "run"):
