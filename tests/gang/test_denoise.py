@@ -20,6 +20,7 @@ from tests.gang.harness import gang
 
 LATENT, TOKENS, LAYERS, HEADS, HEAD_DIM = (3, 4, 6), 18, 2, 4, 2
 WIDTH = HEADS * HEAD_DIM  # and of a row: 2 channels x 4 positions
+DTYPE, ELEMENT = torch.float64, 8  # of the model; latents are float32
 GUIDANCE, SHIFT = 3.0, 2.0
 KINDS = ("full", "full", "refresh", "active", "moderate", "active", "full", "refresh", "moderate", "active")
 LOWEST = {"full": 1, "refresh": 1, "moderate": 2, "active": 3}
@@ -27,16 +28,16 @@ MESHES = [{"ulysses": 4}, {"kv": 4}, {"cfg": 2, "ulysses": 2}, {"cfg": 2, "kv": 
 
 
 def drawn(seed, *shape):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), device="cpu")
 
 
 # After which step a new map comes.
 MAPS = {
     step: torch.randint(1, 4, (TOKENS,), generator=torch.Generator().manual_seed(step)) for step in (1, 6)
 }
-WEIGHTS = [[drawn(10 * layer + i, WIDTH, WIDTH) / 3 for i in range(3)] for layer in range(LAYERS)]
-POSITIONS = 1 + drawn(99, TOKENS, 1, HEAD_DIM) / 3  # in the place of rotary tables
-TEXTS = [drawn(1000, WIDTH) / 3, drawn(1001, WIDTH) / 3]
+WEIGHTS = [[drawn(10 * layer + i, WIDTH, WIDTH).to(DTYPE) / 3 for i in range(3)] for layer in range(LAYERS)]
+POSITIONS = 1 + drawn(99, TOKENS, 1, HEAD_DIM).to(DTYPE) / 3  # in the place of rotary tables
+TEXTS = [drawn(seed, WIDTH).to(DTYPE) / 3 for seed in (1000, 1001)]
 
 
 def patches(latent):
@@ -55,19 +56,20 @@ class Euler:
     """A scheduler of straight steps."""
 
     def __init__(self, steps, shift):
-        self.sigmas = torch.linspace(1, 0, steps + 1) ** shift
+        self.sigmas = torch.linspace(1, 0, steps + 1, device="cpu") ** shift
         self.timesteps = self.sigmas[:-1]
 
     def step(self, velocity, timestep, sample, return_dict):
         index = self.timesteps.tolist().index(float(timestep))
-        return sample + (self.sigmas[index + 1] - self.sigmas[index]) * velocity, "something else"
+        stepped = sample + (self.sigmas[index + 1] - self.sigmas[index]) * velocity
+        return stepped.to(sample.dtype), "something else"
 
 
 class TwoLayers:
     """What the loop asks of a model. The noise of another rank would be another one."""
 
     geometry = Geometry(2, 2, (4, 8, 8), (1, 2, 2), LAYERS, HEADS, HEAD_DIM, 1, WIDTH, 1)
-    device, dtype = torch.device("cpu"), torch.float32
+    device, dtype = torch.device("cpu"), DTYPE
     scheduler = staticmethod(Euler)
     rank = 0
 
@@ -142,13 +144,15 @@ def denoise(degrees, guided=True, **cache):
         torch.inference_mode(),
         mock.patch("jano_dist.denoise.time", SimpleNamespace(perf_counter=lambda: float(next(ticks)))),
     ):
-        state = denoiser.begin([Branch(text) for text in own], seed=5)
+        with torch.device("meta"):  # where anything made on the default device would be
+            state = denoiser.begin([Branch(text) for text in own], seed=5)
         first = state.latent.clone(), state.levels.clone(), state.plan.order, [c.nbytes for c in state.caches]
         denoiser.run(state, policy, heard)
     bytes_kept = [cache.nbytes for cache in state.caches], state.workspace_bytes
     return SimpleNamespace(
         place=mesh.index("sequence"),
         shape=denoiser.token_shape,
+        dtype=state.velocity.rows.dtype,
         first=first,
         latent=state.latent.clone(),
         levels=state.levels.clone(),
@@ -221,6 +225,8 @@ def check(ranks, guided=True):
     sequence = 1 + max(rank.place for rank in ranks)
     for number, rank in enumerate(ranks):
         assert rank.shape == (3, 2, 3)
+        assert all(type(size) is int for size in rank.shape)
+        assert rank.dtype == DTYPE
         noise, levels, order, nbytes = rank.first
         assert torch.equal(noise, drawn(5, *LATENT, 2).movedim(-1, 0))
         assert levels.dtype == torch.uint8
@@ -262,7 +268,7 @@ def test_every_mesh():
 def test_caches_are_as_the_config_says(kind, tensors, dtype, device):
     """Bytes of both branches' caches and of what they share, by closed formulas."""
     made = denoise({}, kind=kind, dtype=dtype, device=device)
-    native = tensors * TOKENS * WIDTH * 4
+    native = tensors * TOKENS * WIDTH * ELEMENT
     kept = native if dtype == "native" else tensors * TOKENS * HEADS * (HEAD_DIM + 4)
     shared = (native if dtype == "fp8" else 0) + (2 * kept if device == "cpu" else 0)
     ropes = 2 * TOKENS * HEAD_DIM * 4 if kind == "hidden" else 0
@@ -281,8 +287,8 @@ def test_a_rank_keeps_its_share():
             place = rank % (kv * ulysses)
             tokens = [len(range(other, TOKENS, kv * ulysses)) for other in range(kv * ulysses)]
             shard = sum(tokens[place // ulysses * ulysses :][:ulysses])
-            wanted = 2 * shard * WIDTH // ulysses * 4 if kind == "kv" else tokens[place] * WIDTH * 4
-            assert own == [LAYERS * wanted] * (2 // cfg)
+            wanted = 2 * shard * WIDTH // ulysses if kind == "kv" else tokens[place] * WIDTH
+            assert own == [LAYERS * wanted * ELEMENT] * (2 // cfg)
 
 
 @pytest.mark.parametrize(("bad", "step", "kind"), [(float("nan"), 0, "full"), (float("inf"), 3, "active")])
