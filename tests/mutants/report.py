@@ -30,7 +30,7 @@ class Mutant:
 
     @property
     def lives(self) -> bool:
-        return self.status in ("survived", "no tests")
+        return self.status not in ("killed", "timeout", "crashed")
 
 
 @dataclass(frozen=True)
