@@ -24,6 +24,12 @@ def test_before_the_first_update(dtype):
     assert velocity.sigmas.isnan().all()
 
 
+def test_rows_lie_on_the_device_asked_for():
+    """`meta` stands for any that is not torch's default."""
+    velocity = VelocityRows(5, 3, torch.float32, torch.device("meta"))
+    assert velocity.rows.device.type == velocity.sigmas.device.type == "meta"
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_rows_are_held_bit_by_bit(dtype):
     """Against a plain table: row -> what was last given for it, and when."""
