@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from unittest import mock
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ import torch
 from jano_dist.config import MeshConfig
 from jano_dist.degrees import Degrees, choose_degrees, explain_degrees
 from jano_dist.errors import UserError
-from jano_dist.mesh import Mesh, Traffic
+from jano_dist.mesh import Mesh, Traffic, _Clock
 
 WORLDS, HEADS, ASKED = range(1, 17), (1, 6, 12, 40), (None, 1, 2, 3, 4, 8)
 
@@ -147,6 +148,32 @@ def test_one_process_moves_nothing():
 
 def test_a_single_mesh_is_this_process_alone():
     assert Mesh.single().record() == Mesh().record()
+    assert Mesh.single().device == torch.device("cpu")
+    assert Mesh.single(torch.device("meta")).device == torch.device("meta")
+
+
+def test_the_clock_of_a_gpu_reads_events():
+    """The GPU is made up. Its events know their times, in milliseconds, once it has been waited for."""
+    times, done = iter([5.0, 7.0, 100.0, 140.0]), []
+
+    class Event:
+        def __init__(self, *, enable_timing):
+            assert enable_timing is True
+
+        def record(self):
+            self.at = next(times)
+
+        def elapsed_time(self, end):
+            assert done
+            return end.at - self.at
+
+    with mock.patch.multiple(torch.cuda, Event=Event, synchronize=lambda: done.append(True)):
+        clock = _Clock(torch.device("cuda"))
+        for _ in range(2):
+            clock.start()
+            clock.stop()
+        assert clock.take() == (2 + 40) / 1000
+        assert clock.take() == 0
 
 
 @pytest.mark.parametrize(
