@@ -86,12 +86,12 @@ def find_place() -> Place:
 
 def enlist() -> None:
     """Let SIGTERM unwind this process; a rank does not outlive its supervisor, either."""
-    signal.signal(signal.SIGTERM, _stop)
     supervisor = os.environ.get(SUPERVISOR)
     if supervisor and sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != int(supervisor):  # it was gone before it could be asked for
             os._exit(1)
+    signal.signal(signal.SIGTERM, _stop)
 
 
 def open_store(place: Place, timeout: timedelta) -> "Store":

@@ -19,8 +19,7 @@ def main() -> None:
     with ending_at_once():
         from jano_dist.cli.app import run as command
         from jano_dist.gang import enlist
-    enlist()
-    code = command(sys.argv[1:], started=started)
+    code = command(sys.argv[1:], started=started, begin=enlist)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is left to interrupt
     sys.exit(code)
 

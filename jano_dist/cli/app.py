@@ -2,7 +2,7 @@
 
 import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout, suppress
 from typing import Any
 
@@ -27,13 +27,17 @@ for command in (generate.generate, compare.compare, plan.plan, doctor.doctor):
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
 
-def run(arguments: list[str], *, started: float) -> int:
+def run(arguments: list[str], *, started: float, begin: Callable[[], object] = lambda: None) -> int:
     """Run a command line and return its exit code; one sentence on stderr when it is not 0.
 
-    `started` is `time.monotonic()` when the command began. A rank of a gang that fails does not return: it
-    tells the others and ends (`gang.fail_stop`).
+    A rank of a gang that fails does not return: it tells the others and ends (`gang.fail_stop`).
+
+    Args:
+        started: `time.monotonic()` when the command began.
+        begin: called first, here, where a signal that it lets through is answered.
     """
     try:
+        begin()
         code = _command(arguments, Call(arguments, started))
         if code == 130:  # how typer tells of Ctrl-C
             raise KeyboardInterrupt

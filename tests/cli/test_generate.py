@@ -23,6 +23,7 @@ from safetensors.torch import load, save
 from jano_dist import cli as command_line
 from jano_dist import load_config, run_folder
 from jano_dist.cli.generate import _without_option
+from jano_dist.cli.app import run
 from jano_dist.cli.log import Bar
 from jano_dist.gang import Stopped
 from jano_dist.models.wan import WanTransformer
@@ -393,6 +394,13 @@ class TestInterrupted:
         with unchanged(earlier.parent):
             result = cli("generate", BALL, "--out", earlier, "--config", small, "--steps", "7")
         assert_sentence(result, "interrupted: nothing was written", code=130)
+
+    def test_terminated_before_anything_is_begun(self, capfd):
+        def terminated():
+            raise Stopped
+
+        assert run(["doctor"], started=0.0, begin=terminated) == 143
+        assert capfd.readouterr() == ("", "")
 
     def test_terminated_while_writing(self, cli, unchanged, small, earlier, monkeypatch):
         def terminate(*arguments):
