@@ -22,8 +22,8 @@ from safetensors.torch import load, save
 
 from jano_dist import cli as command_line
 from jano_dist import load_config, run_folder
-from jano_dist.cli.generate import _without_option
 from jano_dist.cli.app import run
+from jano_dist.cli.generate import _without_option
 from jano_dist.cli.log import Bar
 from jano_dist.gang import Stopped
 from jano_dist.models.wan import WanTransformer
