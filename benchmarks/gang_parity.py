@@ -11,11 +11,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import PROMPTS, save
+from benchmarks.common import PROMPTS, on_ranks, save
 from jano_dist import Engine, load_config
 from jano_dist.degrees import Degrees, valid_degrees
 from jano_dist.models import read_geometry
-from tests.gang.harness import gang
 
 WORLDS = (2, 3, 4, 5, 6, 7, 8)
 # 35 and 45 tokens: no world divides both.
@@ -93,18 +92,19 @@ def main() -> None:
     parser.add_argument("--worlds", type=int, nargs="+", default=list(WORLDS))
     args = parser.parse_args()
     torch.set_num_threads(1)
-    alone = gang(1, videos, [Degrees(1, 1, 1)], args.steps, timeout=3000)[0]
+    (alone,), _ = on_ranks(1, videos, [Degrees(1, 1, 1)], args.steps, timeout=3000)
     rows = []
     for world in args.worlds:
         meshes = valid_degrees(world=world, heads=read_geometry("wan-tiny").heads, guided=True)
-        ranks = gang(world, videos, meshes, args.steps, timeout=3000, collective_timeout=600)
+        limits = {"timeout": 3000, "collective_timeout": 600}
+        ranks, threads = on_ranks(world, videos, meshes, args.steps, **limits)
         for key in ranks[0]:
             one = alone[Degrees(1, 1, 1), *key[1:]]
             rows.append(compare(key, [rank[key] for rank in ranks], one))
             print({name: value for name, value in rows[-1].items() if name != "kinds"}, flush=True)
     worst = max(row["max_difference"] for row in rows)
     print(f"largest difference {worst:.2e}")
-    save("gang-parity", {"steps": args.steps, "largest_difference": worst, "rows": rows})
+    save("gang-parity", {"steps": args.steps, "largest_difference": worst, "rows": rows}, threads)
 
 
 if __name__ == "__main__":

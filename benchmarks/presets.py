@@ -2,7 +2,8 @@
 
 Controls: the same shares of tokens at random blocks, the map upside down, and simply fewer steps.
 All of one prompt's videos are made one after the other in one process, so the ratios see the same
-machine. Quality is measured on the frames, not on compressed video.
+machine. Quality is measured on the frames, not on compressed video. It is the same in every run, so all
+prompts once are enough; the speeds need several runs (`repeat`).
 """
 
 import argparse
@@ -95,6 +96,18 @@ def average(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {"name": rows[0]["name"], **{k: mean(r[k] for r in rows) for k in keys}, "levels": shares}
 
 
+def control_wins(each: list[list[dict[str, Any]]]) -> dict[str, list[int]]:
+    """For every control the prompts, counted from 1, on which its PSNR is above its preset's."""
+    found: dict[str, list[int]] = {}
+    for number, rows in enumerate(each, 1):
+        of_name = {row["name"]: row["psnr"] for row in rows}
+        for name, value in of_name.items():
+            preset, _, control = name.partition(": ")
+            if control:
+                found.setdefault(name, []).extend([number] * (value > of_name[preset]))
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--prompts", type=int, default=len(PROMPTS))
@@ -108,7 +121,10 @@ def main() -> None:
     summary = [average(list(rows)) for rows in zip(*each, strict=True)]
     for line in summary:
         print({k: round(v, 3) if isinstance(v, float) else v for k, v in line.items() if k != "levels"})
-    save("presets", {"prompts": PROMPTS[: args.prompts], "average": summary, "each": each})
+    wins = control_wins(each)
+    print("controls above their preset:", wins)
+    figures = {"prompts": PROMPTS[: args.prompts], "average": summary, "control_wins": wins, "each": each}
+    save(f"presets-{args.prompts}-prompts", figures)
 
 
 if __name__ == "__main__":

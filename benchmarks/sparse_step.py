@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import FixedMap, save
+from benchmarks.common import FixedMap, Undecoded, save
 from jano_dist import Config, Engine, load_config
 from jano_dist.tokens.complexity import ACTIVE, STATIC
 from jano_dist.tokens.schedule import StepKind
@@ -42,7 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--frames", type=int, default=33)
     parser.add_argument("--size", type=int, default=256, help="height and width in pixels")
-    parser.add_argument("--steps", type=int, default=44)
+    parser.add_argument("--steps", type=int, default=20)
     args = parser.parse_args()
     torch.set_num_threads(1)
     size = {"video.frames": args.frames, "video.height": args.size, "video.width": args.size}
@@ -50,7 +50,7 @@ def main() -> None:
     engine = Engine(config)
     t, h, w = engine.latent_shape
     tokens = t * (h // 2) * (w // 2)
-    rows = [measure(config, engine.model, tokens, share) for share in SHARES]
+    rows = [measure(config, Undecoded(engine.model), tokens, share) for share in SHARES]
     for row in rows:
         print(f"share {row['share']:.3f}: cost {row['cost']:.3f}, over share {row['cost_over_share']:.3f}")
     save(f"sparse-step-{tokens}-tokens", {"tokens": tokens, "steps": args.steps, "rows": rows})
