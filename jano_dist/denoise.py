@@ -13,7 +13,7 @@ from jano_dist import observe
 from jano_dist.attention.distributed import SequenceAttention
 from jano_dist.cache import Cache, CacheSizes, Keeping, NoCache, make_caches
 from jano_dist.config import Config
-from jano_dist.errors import RunError, name_ranks
+from jano_dist.errors import NotFinite, RunError, name_ranks
 from jano_dist.mesh import Mesh
 from jano_dist.models import Branch, VideoModel
 from jano_dist.observe import Observer, StepRecord, merge_ranks, step_table
@@ -113,7 +113,7 @@ class Denoiser:
             snapshots: where the coordinator keeps them. facts: what they hold besides the state.
 
         Raises:
-            RunError: the latents became non-finite, or ranks made different plans.
+            NotFinite: the latents became so. RunError: ranks made different plans.
         """
         self._mesh.take_traffic()  # what was sent until here is no part of the first step
         timesteps = state.scheduler.timesteps
@@ -135,7 +135,7 @@ class Denoiser:
             ]
             state.latent = stepped[0]
             if not bool(state.latent.isfinite().all()):
-                raise RunError(
+                raise NotFinite(
                     f"the latents became non-finite in step {index} ({kind}): "
                     "use model.dtype float32 or bfloat16, lower guidance, or check the weights"
                 )

@@ -31,6 +31,8 @@ from jano_dist.sampling.guidance import guidance_on
 from jano_dist.snapshot import NoSnapshots, Snapshot, Snapshots
 from jano_dist.tokens.grid import Shape3
 
+_NO_SNAPSHOTS = NoSnapshots()
+
 
 @dataclass(frozen=True)
 class Generation:
@@ -168,7 +170,7 @@ class Engine:
         seed: int | None = None,
         negative_prompt: str | None = None,
         observer: Observer | None = None,
-        snapshots: Snapshots | None = None,
+        snapshots: Snapshots = _NO_SNAPSHOTS,
     ) -> Generation:
         """Make one video. On several ranks all call it together, and the coordinator's arguments count.
 
@@ -177,7 +179,7 @@ class Engine:
             seed: of the noise; None takes the config's. The same seed gives diffusers' `WanPipeline` noise.
             negative_prompt: text of the uncond branch; None takes the config's.
             observer: hears about phases and steps; without one, what the user should know is a warning.
-            snapshots: where the coordinator finds one to go on from and keeps others; None: nowhere.
+            snapshots: where the coordinator finds one to go on from, and keeps others.
 
         Raises:
             UserError: an empty prompt, an argument of the wrong type or out of its range, or a snapshot of
@@ -195,7 +197,6 @@ class Engine:
         seconds = {"load": self._load_seconds}
         self._load_seconds = 0.0  # of the first video
         observe.reset_peak(self.model.device)
-        snapshots = snapshots or NoSnapshots()
         config = self.config.model_copy(update={"sampling": sampling})
         facts = {"prompt": prompt, "files": self._files.hex(), "config": config.model_dump(mode="json")}
         with torch.inference_mode():
@@ -211,7 +212,6 @@ class Engine:
                 frames = self.model.decode(state.latent, self.mesh)
                 self.mesh.await_everyone()  # the coordinator may have decoded alone
 
-        # The clone is an ordinary tensor; the one from inference mode could not be used in autograd.
         levels = state.levels.reshape(self._denoiser.token_shape).cpu().numpy()
         record = {
             "prompt": prompt,
@@ -221,6 +221,7 @@ class Engine:
             "device": observe.device_name(self.model.device),
             **self._record(state, seconds, memory, len(prompts)),
         }
+        # The clone is an ordinary tensor; the one from inference mode could not be used in autograd.
         return Generation(frames, state.latent.clone(), record, levels)
 
     def _begin(self, prompts: list[str], seed: int, snapshots: Snapshots, facts: Mapping[str, Any]) -> State:

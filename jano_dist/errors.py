@@ -15,6 +15,10 @@ class Interrupted(Exception):  # noqa: N818 - it names what happened
     """Ctrl-C, with a sentence on what is left; a KeyboardInterrupt loses it in typer. Exit code 130."""
 
 
+class NotFinite(RunError):  # noqa: N818 - it names what happened
+    """The latents became NaN or infinite: going on from a snapshot would end in the same way."""
+
+
 class PeerLost(RunError):  # noqa: N818 - it names what happened
     """A collective failed because another rank is gone or silent: seldom the first cause of a failure."""
 

@@ -189,9 +189,7 @@ def _death(store: "Store", rank: int, code: int | str, ranks: int) -> Cause:
     place, last = where(store, rank), behind(store, rank, ranks)
     if -code == signal.SIGABRT and last is not None:  # NCCL's watchdog, whose rank is only the messenger
         messenger = f"rank {rank} was ended by signal SIGABRT{place} while it waited"
-        return Cause(
-            behind, 1, f"rank {behind} hangs{where(store, behind)}: {messenger}, so see what both said"
-        )
+        return Cause(last, 1, f"rank {last} hangs{where(store, last)}: {messenger}, so see what both said")
     if code > 0:
         return Cause(rank, 1, f"rank {rank} ended with exit code {code}{place}: see its output above")
     name = signal.Signals(-code).name

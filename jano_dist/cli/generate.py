@@ -32,7 +32,7 @@ from jano_dist.cli.options import (
 from jano_dist.cli.ranks import Launch, check_ranks, launch
 from jano_dist.cli.resume import note_unfinished, resumable, unfinished_run
 from jano_dist.config import Config, check_prompt
-from jano_dist.errors import UserError
+from jano_dist.errors import NotFinite, UserError
 from jano_dist.gang import SUPERVISOR, Place, Progress, attempt, find_place, recoveries
 from jano_dist.libraries import quiet_libraries
 from jano_dist.snapshot import SnapshotFolder, clear
@@ -81,9 +81,11 @@ def generate(
         out = resume
         prompt, settings = unfinished_run(out, prompt, pairs=set_, named=named)
     else:
-        settings = read_config(config or _DEFAULT, preset=preset, policy=policy, pairs=set_, named=named)
+        settings = read_config(
+            _DEFAULT if config is None else config, preset=preset, policy=policy, pairs=set_, named=named
+        )
     if prompt is None or out is None:
-        missing = "argument 'PROMPT'" if prompt is None else "option '--out'"
+        missing = "argument 'prompt'" if prompt is None else "option '--out'"
         raise UserError(f"Missing {missing} (see `jano-dist generate --help`)")
     check_prompt(prompt)
     check_ranks(nproc, settings, place, launcher)
@@ -125,7 +127,8 @@ def _generate(
             engine = Engine(settings, observer=progress)
             if place.is_coordinator and place.world > 1:
                 bar.say(engine.mesh_choice)
-            generation = engine.generate(prompt, observer=progress, snapshots=snapshots)
+            with _dropping_what_is_of_no_use(out):
+                generation = engine.generate(prompt, observer=progress, snapshots=snapshots)
             generation.record["recoveries"] = recoveries(store)
         if place.is_coordinator:
             bar.phase("write")
@@ -134,6 +137,15 @@ def _generate(
     if place.is_coordinator:
         with suppress(KeyboardInterrupt):  # the video is there, and to say that it is not would be wrong
             _summary(log(), out, generation.record)
+
+
+@contextmanager
+def _dropping_what_is_of_no_use(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except NotFinite:
+        clear(unfinished(out))
+        raise
 
 
 def _resumption(asked: bool) -> Literal["no", "may", "must"]:

@@ -101,9 +101,9 @@ class TestFiles:
 class TestRecord:
     def test_keys(self, record):
         assert list(record) == [
-            "prompt", "config", "made",
+            "prompt", "config", "made", "resumed_from_step",
             "device",
-            "versions", "mesh", "policy", "levels", "steps", "seconds", "memory", "flops",
+            "versions", "mesh", "policy", "levels", "steps", "seconds", "memory", "flops", "recoveries",
         ]  # fmt: skip
 
     def test_config_is_the_resolved_one(self, record, small):
