@@ -1,10 +1,10 @@
 """Faults of every kind, at every place, under every launcher: does the run finish, and how soon?
 
 Two ranks make a small video with jano. One of them is killed, raises, or is stopped (SIGSTOP; it is found by
-its missing signs of life, after `STALL` seconds), while the text is encoded, in the warm-up, in the middle, or
-in decoding; which of the two changes from round to round. Then the supervisor itself is killed, and its run
-is resumed by hand. `back_seconds` is from the fault until the ranks that were started again have finished a
-step, or have begun to decode where no step was left; `twice` counts steps that were computed a second time.
+its missing signs of life, after `STALL` seconds), while the text is encoded, in the warm-up, in the middle,
+or in decoding; which of the two changes from round to round. Then the supervisor itself is killed, and its
+run is resumed by hand. `back_seconds` is from the fault until the ranks that were started again have finished
+a step, or have begun to decode where no step was left; `twice` counts steps that were computed a second time.
 A snapshot is taken as often as can be.
 """
 
@@ -82,9 +82,6 @@ def one(launcher: str, how: str, rank: int, place: str, wanted: str) -> dict[str
             return {"finished": False, "said": said.decode()[-500:]}
         fault = float((folder / "time").read_text())
         record = json.loads((folder / "run" / "run.json").read_text())
-        reached = (
-            {"encode": 0, "decode": STEPS}.get(place) if place in ("encode", "decode") else int(PLACES[place])
-        )
         return {
             "finished": True,
             "same": video(folder) == wanted,

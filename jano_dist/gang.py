@@ -105,6 +105,7 @@ def enlist() -> None:
             os._exit(1)
         resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     signal.signal(signal.SIGTERM, _stop)
+    sys.unraisablehook = _notice
 
 
 def open_store(place: Place, timeout: timedelta) -> "Store":
@@ -304,6 +305,14 @@ def _number(name: str, default: int | None) -> int:
 
 def _stop(number: int, frame: object) -> None:
     raise Stopped
+
+
+def _notice(lost: "sys.UnraisableHookArgs") -> None:
+    """SIGTERM may strike in a destructor, which swallows what is raised: then it strikes again."""
+    if isinstance(lost.exc_value, Stopped):
+        threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    else:
+        sys.__unraisablehook__(lost)
 
 
 def hosts_store(place: Place) -> bool:
