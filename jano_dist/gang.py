@@ -105,6 +105,7 @@ def enlist() -> None:
             os._exit(1)
         resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     signal.signal(signal.SIGTERM, _stop)
+    sys.unraisablehook = _notice
 
 
 def open_store(place: Place, timeout: timedelta) -> "Store":
@@ -215,17 +216,22 @@ class Progress:
 
     def phase(self, name: str) -> None:
         self._at("step 0" if name == "denoise" else name)
+        if name == "decode" and not self._first:  # it went on behind the last step
+            self._tell({"resumed": time.time()})
         self._observer.phase(name)
 
     def step(self, record: "StepRecord", steps: int) -> None:
         self._at(f"step {min(record.index + 1, steps - 1)}")
-        if self._place.is_coordinator:
-            self._first = self._first or {"step": record.index, "resumed": time.time()}
-            self._store.set("steps", json.dumps({**self._first, "finished": record.index + 1}))
+        self._first = self._first or {"step": record.index, "resumed": time.time()}
+        self._tell({**self._first, "finished": record.index + 1})
         self._observer.step(record, steps)
 
     def note(self, sentence: str) -> None:
         self._observer.note(sentence)
+
+    def _tell(self, facts: dict[str, float]) -> None:
+        if self._place.is_coordinator:
+            self._store.set("steps", json.dumps(facts))
 
     def _at(self, position: str) -> None:
         self._store.set(f"at/{self._place.rank}", position)
@@ -244,8 +250,8 @@ def first_step(store: "Store") -> dict[str, Any]:
 
 
 def finished_steps(store: "Store") -> int:
-    """How many steps of the video were finished."""
-    return int(json.loads(store.get("steps"))["finished"]) if store.check(["steps"]) else 0
+    """How many steps of the video were finished; 0 where no step was left to do."""
+    return int(json.loads(store.get("steps")).get("finished", 0)) if store.check(["steps"]) else 0
 
 
 def fail_stop(
@@ -299,6 +305,14 @@ def _number(name: str, default: int | None) -> int:
 
 def _stop(number: int, frame: object) -> None:
     raise Stopped
+
+
+def _notice(lost: "sys.UnraisableHookArgs") -> None:
+    """SIGTERM may strike in a destructor, which swallows what is raised: then it strikes again."""
+    if isinstance(lost.exc_value, Stopped):
+        threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    else:
+        sys.__unraisablehook__(lost)
 
 
 def hosts_store(place: Place) -> bool:

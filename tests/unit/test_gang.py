@@ -1,6 +1,7 @@
 """A rank's place, and command lines handed on to ranks."""
 
 import signal
+import subprocess
 import sys
 from datetime import timedelta
 
@@ -171,3 +172,27 @@ def test_death_of_a_rank_that_said_nothing(code, words):
     cause = _death(store, 1, code, 2)
     assert (cause.rank, cause.code) == (1, 1)
     assert all(word in cause.sentence for word in words)
+
+
+def test_a_signal_in_a_destructor_is_not_lost(capfd):
+    """Python swallows what is raised there."""
+    program = """
+import os, signal, sys, time
+from jano_dist.gang import Stopped, enlist
+
+class Thing:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+enlist()
+try:
+    thing = Thing()
+    del thing
+    time.sleep(5)
+    sys.exit("it was lost")
+except Stopped:
+    sys.exit(7)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], check=False)
+    assert ended.returncode == 7
+    assert capfd.readouterr().err == ""
