@@ -71,7 +71,29 @@ export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
 if [[ -n $rdzv ]]; then
+    # torchrun takes this node's host name for where others find it, and for telling whether it is HOST; a node
+    # with several addresses is then looked for in vain. So both are found out here: only an address of this
+    # node can be bound, and the way to HOST begins at the address that HOST can answer to.
+    host=${rdzv%:*} port=${rdzv##*:}
+    address=$(python3 - "${host//[][]/}" 2> /dev/null << 'END'
+import socket
+import sys
+
+family, kind, _, _, (address, *_) = socket.getaddrinfo(sys.argv[1], None, type=socket.SOCK_DGRAM)[0]
+with socket.socket(family, kind) as probe:
+    try:
+        probe.bind((address, 0))
+        print(sys.argv[1])
+    except OSError:
+        probe.connect((address, 9))  # sends nothing
+        print(probe.getsockname()[0])
+END
+    ) || fail "--rdzv $rdzv: this node knows no way to that host: is it spelt right?"
+    if [[ $address == "${host//[][]/}" ]]; then
+        rdzv=localhost:$port
+    fi
     meeting=(--rdzv-backend c10d --rdzv-endpoint "$rdzv" --rdzv-id "$name")
+    meeting+=(--local-addr "${PET_LOCAL_ADDR:-$address}")
 else
     meeting=(--standalone --local-addr localhost)
     if [[ $OSTYPE == linux* ]]; then # nothing of one node need leave it

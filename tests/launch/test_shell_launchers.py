@@ -13,7 +13,7 @@ from tests.launch.cluster_files import HEALTH, ROOT, ray_start
 
 LAUNCHERS = ROOT / "launchers"
 SCRIPTS = sorted((*LAUNCHERS.glob("*.sh"), *LAUNCHERS.glob("*.sbatch")))
-NODES = ["gpu-1", "gpu-2", "gpu-3"]
+NODES = ["localhost", "gpu-2", "gpu-3"]
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
@@ -55,26 +55,44 @@ class TestTorchrun:
         assert call.environment.items() >= (loopback | own).items()
 
     def test_several_nodes(self, shell):
-        options = ("--nproc=8", "--nodes", 2, "--rdzv=gpu-1:29500", "--rdzv-id", "panda", "--max-restarts=0")
+        """The first node, which is this one: whatever it is called, it is told to host the meeting."""
+        host = "127.0.0.1:29500"
+        options = ("--nproc=8", "--nodes", 2, f"--rdzv={host}", "--rdzv-id", "panda", "--max-restarts=0")
         done = shell(self.SCRIPT, *options, *self.RUN)
         assert (done.returncode, done.stderr) == (0, "")
         call = shell.only("torchrun")
         given = torchrun.parse_args(call.arguments)
         assert (given.nnodes, given.nproc_per_node, given.max_restarts) == ("2", "8", 0)
-        assert (given.rdzv_backend, given.rdzv_endpoint, given.rdzv_id) == ("c10d", "gpu-1:29500", "panda")
-        assert (given.standalone, given.local_addr) == (False, None)
+        assert (given.rdzv_backend, given.rdzv_endpoint, given.rdzv_id) == (
+            "c10d",
+            "localhost:29500",
+            "panda",
+        )
+        assert (given.standalone, given.local_addr) == (False, "127.0.0.1")
         assert tuple(given.training_script_args) == self.RUN
         assert call.environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] == "1"
         assert "GLOO_SOCKET_IFNAME" not in call.environment  # the loopback would not reach the other node
 
+    def test_another_node(self, shell):
+        """Its address is the one from which the way to the first node begins."""
+        (shell.bin / "python3").write_text("#!/usr/bin/env bash\necho 192.0.2.2\n")
+        (shell.bin / "python3").chmod(0o755)
+        assert (
+            shell(self.SCRIPT, "--nproc=8", "--nodes=2", "--rdzv=[2001:db8::1]:1", *self.RUN).returncode == 0
+        )
+        given = torchrun.parse_args(shell.only("torchrun").arguments)
+        assert (given.rdzv_endpoint, given.local_addr) == ("[2001:db8::1]:1", "192.0.2.2")
+
     def test_from_the_environment(self, shell):
         """As in a container of which only the variables can be set."""
         names = ("NPROC_PER_NODE", "NNODES", "RDZV_ENDPOINT", "RDZV_ID", "MAX_RESTARTS")
-        values = dict(zip((f"PET_{name}" for name in names), (8, 3, "gpu-1:1", "fox", 7), strict=True))
+        values = dict(zip((f"PET_{name}" for name in names), (8, 3, "localhost:1", "fox", 7), strict=True))
+        values["PET_LOCAL_ADDR"] = "192.0.2.7"
         assert shell(self.SCRIPT, "--nodes", 2, *self.RUN, **values).returncode == 0
         given = torchrun.parse_args(shell.only("torchrun").arguments)
         assert (given.nproc_per_node, given.nnodes, given.max_restarts) == ("8", "2", 7)
-        assert (given.rdzv_endpoint, given.rdzv_id) == ("gpu-1:1", "fox")
+        assert (given.rdzv_endpoint, given.rdzv_id) == ("localhost:1", "fox")
+        assert given.local_addr == "192.0.2.7"
 
     def test_what_the_user_has_set_stays(self, shell):
         own = {"OMP_NUM_THREADS": "8", "GLOO_SOCKET_IFNAME": "eth1", "NCCL_SOCKET_IFNAME": "ib0"}
@@ -91,7 +109,8 @@ class TestTorchrun:
             (("--nproc=2", "--nodes=1:2", "generate"), "--nodes must be a whole number, 1 or more, not"),
             (("--nproc=2", "--max-restarts=-1", "generate"), "--max-restarts must be a whole number, 0 or"),
             (("--nproc=2", "--nodes=2", "generate"), "--nodes 2 needs --rdzv HOST:PORT"),
-            (("--nproc=2", "--rdzv=gpu-1", "generate"), "--rdzv must be HOST:PORT, not 'gpu-1'"),
+            (("--nproc=2", "--rdzv=localhost", "generate"), "--rdzv must be HOST:PORT, not 'localhost'"),
+            (("--nproc=2", "--rdzv=a..b:1", "generate"), "--rdzv a..b:1: this node knows no way to that"),
             (("--nproc=2", "--seed=3", "generate"), "--seed is not known here"),
             (("--nproc=2",), "what to run must be 'generate', a prompt and options of it, not ''"),
             (("--nproc=2", "a red ball"), "what to run must be 'generate', a prompt and options of"),
@@ -199,7 +218,7 @@ def test_slurm_torchrun(shell):
     for agent in agents:
         given = torchrun.parse_args(agent.arguments)
         assert (given.nnodes, given.nproc_per_node, given.rdzv_backend) == ("3", "8", "c10d")
-        assert (given.rdzv_endpoint, given.rdzv_id) == ("gpu-1:29500", "jano-dist-4711")
+        assert (given.rdzv_endpoint, given.rdzv_id) == ("localhost:29500", "jano-dist-4711")
         assert tuple(given.training_script_args) == ("generate", *RUN)
 
 
@@ -220,7 +239,7 @@ class TestSlurmRay:
         arguments = shell.only("jano-dist").arguments
         assert tuple(arguments[-len(RUN) :]) == RUN
         assert arguments[: -len(RUN)] == [
-            "generate", "--launcher", "ray", "--address", "gpu-1:6379", "--wait", "300", "--nproc", "24",
+            "generate", "--launcher", "ray", "--address", "localhost:6379", "--wait", "300", "--nproc", "24",
         ]  # fmt: skip
 
     def test_ray_is_started_as_ray_reads_it(self, shell):
@@ -231,14 +250,24 @@ class TestSlurmRay:
         head, *workers = [ray_start(call.arguments[1:]) for call in starts]
         assert (head["head"], head["port"], head["dashboard_host"]) == (True, 6379, "127.0.0.1")
         for worker in workers:
-            assert (worker["head"], worker["address"]) == (False, "gpu-1:6379")
+            assert (worker["head"], worker["address"]) == (False, "localhost:6379")
         for node in (head, *workers):
             assert (node["num_gpus"], node["block"], node["disable_usage_stats"]) == (8, True, True)
 
-    def test_a_worker_waits_for_the_head(self, shell):
+    def test_the_run_waits_for_ray(self, shell):
+        """Ray's own start waits for the head, too, but a run asks for nodes that are there."""
         shell(self.SCRIPT, *RUN, **JOB)
-        checks = [call.arguments for call in shell.calls("ray") if call.arguments[0] == "health-check"]
-        assert checks == [["health-check", "--address=gpu-1:6379"]] * 3  # two workers and the run itself
+        (check,) = [call.arguments for call in shell.calls("ray") if call.arguments[0] != "start"]
+        assert check == ["status", "--address=localhost:6379"]
+
+    def test_ray_that_does_not_start(self, shell):
+        """`timeout` gives up at once here, instead of after 300 s."""
+        (shell.bin / "timeout").write_text("#!/usr/bin/env bash\nexit 124\n")
+        (shell.bin / "timeout").chmod(0o755)
+        done = shell(self.SCRIPT, *RUN, **JOB)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert "Ray did not start on localhost within 300 s: see jano-dist-4711-ray.log" in done.stderr
+        assert (shell.calls("jano-dist"), list(shell.home.iterdir())) == ([], [])
 
     def test_the_token(self, shell):
         """One for the job, for its owner alone, the same for all; nothing is left of it."""
