@@ -20,7 +20,10 @@ STAND_INS = {
     # What follows the options, for every node, as if it were there.
     "srun": RECORD
     + """\
-while [[ $1 == --* ]]; do shift; done
+while [[ $1 == --* ]]; do
+    [[ $1 != --output=* ]] || exec > "$RECORD/output" 2>&1
+    shift
+done
 code=0
 IFS=, read -ra nodes <<< "$SLURM_JOB_NODELIST"
 for rank in "${!nodes[@]}"; do SLURM_PROCID=$rank SLURM_NODEID=$rank "$@" || code=$?; done
