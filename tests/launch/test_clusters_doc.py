@@ -66,3 +66,11 @@ def test_ray_start():
     head, worker = (ray_start(words[2:]) for words in those("ray", "start"))
     assert (head["head"], head["dashboard_host"]) == (True, "127.0.0.1")
     assert worker["address"] == f"HEAD:{head['port']}"
+
+
+def test_no_token_is_written_for_all_to_read():
+    """Ray gives its file the rights that the umask leaves, which are usually everybody's."""
+    files = [DOC, *(path for path in (ROOT / "cluster").rglob("*") if path.is_file())]
+    lines = [line for path in files for line in path.read_text().splitlines() if "--generate" in line]
+    assert lines
+    assert [line for line in lines if "umask 077" not in line] == []
