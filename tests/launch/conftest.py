@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.launch.forked import Forked
+from tests.launch.stand_ins import Shell
 
 HERE = Path(__file__).parent
 PATHS = {"PYTHONPATH": str(HERE.parents[1])}  # for the ranks, which run tests/launch/broken.py
@@ -127,6 +128,12 @@ def torchrun(start):
         return finish(start(*launcher, *call, **environment))
 
     return run
+
+
+@pytest.fixture
+def shell(tmp_path):
+    """`shell(script, *arguments, **environment)`: what it ended with; `shell.calls(name)`: whom it called."""
+    return Shell(tmp_path)
 
 
 def pids(folder: Path) -> list[int]:
