@@ -83,8 +83,10 @@ class Watch:
         self._main = threading.current_thread() is threading.main_thread()  # only that one hears signals
         if self._main:
             self._before = signal.set_wakeup_fd(self._bell.fileno(), warn_on_full_buffer=False)
+        self._answered = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
         self._thread.start()
+        threading.Thread(target=self._guard, name="guard", daemon=True).start()
 
     def leave(self) -> None:
         """This rank has done its part; what becomes of the others is not its concern any more.
@@ -120,11 +122,20 @@ class Watch:
                 if cause:
                     os.kill(os.getpid(), signal.SIGTERM)
                     self._end(cause.code)
+                self._answered = time.monotonic()
                 if self._told_to_end():
                     self._end(128 + signal.SIGTERM)
             self._store.set(self._key, _LEFT)
         except RuntimeError:  # the store is gone, and whoever hosts it
             if not self._leaving.is_set():
+                os.kill(os.getpid(), signal.SIGTERM)
+                self._end(1)
+
+    def _guard(self) -> None:
+        """A store that is cut off gives neither answers nor errors. The others take this rank for dead by now,
+        and may have started again without it: it must not write what they write, too."""
+        while not self._leaving.wait(_BEAT):
+            if time.monotonic() > self._answered + self._limit:
                 os.kill(os.getpid(), signal.SIGTERM)
                 self._end(1)
 

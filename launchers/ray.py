@@ -24,7 +24,8 @@ from jano_dist.launchers.supervisor import LOOPBACK
 
 _REACH = 5  # seconds until an address that does not answer is given up
 _PLACING = 20  # seconds for Ray to hand out what is free
-_MOVING = 120  # seconds until a lost node must be known to be lost, and its place found elsewhere
+_MOVING = 120  # seconds to find another place for ranks whose node was lost
+_FORGIVING = 60  # seconds until a node is tried again on which an actor was lost
 _ENDING = 5  # seconds an actor has to end its ranks
 _TAIL = 5  # lines of a failed rank
 
@@ -261,8 +262,12 @@ class RayGang:
         return log.read_text(errors="replace").splitlines()[-_TAIL:] if rank and log.exists() else []
 
     def end(self) -> None:
+        endings = [node.end.remote() for node in self._nodes]
+        if endings:
+            _, silent = self._ray.wait(endings, num_returns=len(endings), timeout=_ENDING)
+            self._lost |= {self._facts[endings.index(each)]["node"] for each in silent}
         try:
-            self._ray.get([node.end.remote() for node in self._nodes], timeout=_ENDING)
+            self._ray.get(endings, timeout=0.1)
             self.ended()
             self._looks = {0: self._look(0)}  # what rank 0 has said last
             self._ray.wait(list(self._looks.values()), timeout=_ENDING)
@@ -288,15 +293,21 @@ class RayGang:
 
     def _place(self, wait: float) -> None:
         """Hold nodes for all ranks, and start an actor on each."""
-        ray, deadline = self._ray, time.monotonic() + wait
+        ray, began = self._ray, time.monotonic()
         while (shape := choose_shape(self._ranks, self._alive())) is None:
-            if time.monotonic() > deadline:
+            if time.monotonic() > began + wait:
                 raise self._too_small()
+            if (
+                time.monotonic() > began + _FORGIVING
+            ):  # it was its actor that was lost, and nothing else is free
+                self._lost.clear()
             time.sleep(0.5)
         bundles = [{shape.unit: shape.per_node}] * shape.nodes
         strategy = "STRICT_SPREAD" if shape.nodes > 1 else "STRICT_PACK"
-        self._group = ray.util.placement_group(bundles, strategy=strategy)
-        if not self._group.wait(max(_PLACING, deadline - time.monotonic())):
+        elsewhere = [{"ray.io/node-id": f"!in({','.join(sorted(self._lost))})"}] * shape.nodes
+        labels = {"bundle_label_selector": elsewhere} if self._lost else {}
+        self._group = ray.util.placement_group(bundles, strategy=strategy, **labels)
+        if not self._group.wait(max(_PLACING, began + wait - time.monotonic())):
             self.close()
             raise self._too_small()
         self._nodes = [self._actor(shape, index) for index in range(shape.nodes)]
@@ -321,11 +332,9 @@ class RayGang:
         return actor.remote(self._entry, os.getcwd(), str(self._logs))
 
     def _alive(self) -> list[dict[str, float]]:
-        """Resources of the nodes; one that is lost is waited for until Ray knows that it is."""
+        """Resources of the nodes; without those that were lost, which Ray may not know yet."""
         nodes = [node for node in self._ray.nodes() if node["Alive"]]
-        if any(node["NodeID"] in self._lost for node in nodes):
-            return []
-        return [node["Resources"] for node in nodes]
+        return [node["Resources"] for node in nodes if node["NodeID"] not in self._lost]
 
     def _too_small(self) -> UserError:
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]

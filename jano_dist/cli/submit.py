@@ -31,13 +31,10 @@ def submit(
         raise UserError(
             f"{command[0]!r} cannot be submitted: give {' or '.join(_COMMANDS)} and their options after --"
         )
-    if any(each.split("=")[0] in ("--launcher", "--address") for each in command):
-        raise UserError(
-            "a job runs on the cluster that it is submitted to: leave --launcher and --address out"
-        )
     client = _client(address)
     # The job finds the cluster by itself: Ray tells it the address.
-    line = shlex.join(["python", "-m", "jano_dist", *command, "--launcher", "ray"])
+    launcher = [] if any(each.startswith("--launcher") for each in command) else ["--launcher", "ray"]
+    line = shlex.join(["python", "-m", "jano_dist", *command, *launcher])
     where = shlex.quote(str(folder or Path.cwd()))
     job = client.submit_job(entrypoint=f"cd {where} && exec {line}")
     log().print(f"job {job}: {line}", soft_wrap=True)
