@@ -132,7 +132,7 @@ class Watch:
                 self._end(1)
 
     def _guard(self) -> None:
-        """A store that is cut off gives neither answers nor errors. The others take this rank for dead by now,
+        """A store that is cut off gives neither answer nor error. The others take this rank for dead by now,
         and may have started again without it: it must not write what they write, too."""
         while not self._leaving.wait(_BEAT):
             if time.monotonic() > self._answered + self._limit:
