@@ -28,6 +28,7 @@ from jano_dist.observe import NullObserver, Observer, merge_ranks, step_table
 from jano_dist.policies import Policy, make_policy
 from jano_dist.runtime import pick_device, ranks_per_node, release, require_gang
 from jano_dist.sampling.guidance import guidance_on
+from jano_dist.telemetry import Sampler, gather_usage, gpu_uuid, open_sampler, refuse_shared_gpus
 from jano_dist.tokens.grid import Shape3
 
 
@@ -81,10 +82,12 @@ class Engine:
             alone where there is none) by `config.mesh`.
         policies: makes a policy for each generation; called like `make_policy`.
         observer: hears that weights are being read, after all checks.
+        sampler: reads the GPU while a video is made; None asks NVML, where there is one.
 
     Raises:
         UserError: a config that does not fit the model, the video, the ranks or this machine's memory;
-            ranks that were started with different configs, software or model files, or that have not joined.
+            ranks that were started with different configs, software or model files or on the same GPU, or
+            that have not joined.
     """
 
     def __init__(
@@ -95,6 +98,7 @@ class Engine:
         mesh: Mesh | None = None,
         policies: Callable[..., Policy] = make_policy,
         observer: Observer | None = None,
+        sampler: Sampler | None = None,
     ) -> None:
         _check_engine(config, mesh)
         _check_observer(observer)
@@ -112,6 +116,8 @@ class Engine:
             ulysses=ranks_started(), device=device, timeout_seconds=config.runtime.timeout_seconds
         )
         self._check_alike(everyone, loads=model is None)
+        refuse_shared_gpus(everyone, gpu_uuid(device))
+        self._sampler = sampler or open_sampler(gpu_uuid(device))
         self.mesh = mesh or self._arrange(geometry, device)
         if model is None:
             check_fit(config, self.mesh.degrees, device, local_world=ranks_per_node())
@@ -193,7 +199,7 @@ class Engine:
         self._load_seconds = 0.0  # of the first video
         observe.reset_peak(self.model.device)
 
-        with torch.inference_mode():
+        with torch.inference_mode(), self._sampler.measure() as usage:
             with self._phase("encode", seconds, observer):
                 state = self._denoiser.begin(self._branches(prompts), sampling.seed)
             with self._phase("denoise", seconds, observer):
@@ -214,6 +220,7 @@ class Engine:
             "made": made,
             "device": observe.device_name(self.model.device),
             **self._record(state, seconds, memory, len(prompts)),
+            "telemetry": gather_usage(self.mesh, usage()),
         }
         return Generation(frames, state.latent.clone(), record, levels)
 

@@ -56,6 +56,9 @@ def generate(
     kv: KvOption = None,
     ulysses: UlyssesOption = None,
     save_latents: Annotated[bool, typer.Option(help="Also write latents.safetensors.")] = False,
+    trace: Annotated[
+        bool, typer.Option("--trace", help="Also write trace.json, a timeline of all ranks.")
+    ] = False,
 ) -> None:
     """Make a video from a prompt, on one process or on several ranks (--nproc, or torchrun)."""
     named = {
@@ -78,7 +81,7 @@ def generate(
     if nproc is not None and nproc > 1:
         _launch(nproc, call.arguments, out)
     else:
-        _generate(settings, prompt, out, place, save_latents=save_latents)
+        _generate(settings, prompt, out, place, save_latents=save_latents, trace=trace)
     if place.is_coordinator and SUPERVISOR not in os.environ:
         log().print(f"the whole command took {time.monotonic() - call.started:.1f} s", soft_wrap=True)
 
@@ -123,7 +126,9 @@ def _without_option(arguments: Sequence[str], name: str) -> list[str]:
     return [*kept, *arguments[end:]]
 
 
-def _generate(settings: Config, prompt: str, out: Path, place: Place, *, save_latents: bool) -> None:
+def _generate(
+    settings: Config, prompt: str, out: Path, place: Place, *, save_latents: bool, trace: bool
+) -> None:
     """This rank's part of the work, from the first import to the written video."""
     with _holding(out, place), Bar(log()) as bar:
         quiet_libraries()  # before they are imported
@@ -132,16 +137,20 @@ def _generate(settings: Config, prompt: str, out: Path, place: Place, *, save_la
             from jano_dist.observe import NullObserver
             from jano_dist.run_folder import write_run
             from jano_dist.runtime import join
+            from jano_dist.trace import begin_trace
 
         with join(settings.runtime) as store:
             progress = Progress(bar if place.is_coordinator else NullObserver(), store, place)
-            engine = Engine(settings, observer=progress)
+            observer = begin_trace(progress, asked=trace)
+            engine = Engine(settings, observer=observer)
+            observer.watch(engine.mesh)
             if place.is_coordinator and place.world > 1:
                 bar.say(engine.mesh_choice)
-            generation = engine.generate(prompt, observer=progress)
+            generation = engine.generate(prompt, observer=observer)
+            tracks = observer.gather()
         if place.is_coordinator:
             bar.phase("write")
-            write_run(out, generation, fps=settings.video.fps, save_latents=save_latents)
+            write_run(out, generation, fps=settings.video.fps, save_latents=save_latents, tracks=tracks)
     if place.is_coordinator:
         with suppress(KeyboardInterrupt):  # the video is there, and to say that it is not would be wrong
             _summary(log(), out, generation.record)

@@ -104,6 +104,7 @@ class TestRecord:
             "prompt", "config", "made",
             "device",
             "versions", "mesh", "policy", "levels", "steps", "seconds", "memory", "flops",
+            "telemetry",
         ]  # fmt: skip
 
     def test_config_is_the_resolved_one(self, record, small):

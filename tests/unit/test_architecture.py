@@ -32,6 +32,9 @@ ALLOWED = {
     "attention": {"mesh", "cache"},
     "models": {"attention", "geometry", "tokens", "mesh", "cache"},
     "account": {"config", "degrees", "geometry", "models", "observe", "sampling", "tokens"},
+    "telemetry": {"mesh"},
+    "trace": {"mesh", "observe"},
+    "metrics": set(),
     "launchers": {"gang"},
     "sampling": {"mesh"},
     "denoise": {
@@ -40,9 +43,9 @@ ALLOWED = {
     },
     "engine": {
         "config", "runtime", "degrees", "mesh", "tokens", "policies", "models", "sampling", "observe",
-        "account", "denoise",
+        "account", "denoise", "telemetry",
     },
-    "run_folder": {"engine", "report", "target", "video"},
+    "run_folder": {"engine", "report", "target", "trace", "video"},
     "__init__": {"config", "engine", "runtime"},
     "__main__": {"cli"},
 }  # fmt: skip
