@@ -14,8 +14,9 @@ from typing import Any
 from jano_dist.mesh import Mesh, Span
 from jano_dist.observe import Observer, StepRecord
 
-# What a rank noted: `events` as (category, name, began, ended, facts) in seconds of its own clock, and the
-# `offset` of Unix time from that.
+# Category, name, began, ended, facts; seconds.
+Event = tuple[str, str, float, float, dict[str, Any]]
+# What a rank noted: `events` on its own clock, and the `offset` of Unix time from that.
 Track = dict[str, Any]
 
 
@@ -26,7 +27,7 @@ class Trace:
     """
 
     def __init__(self, observer: Observer) -> None:
-        self._observer, self._events = observer, list[tuple[str, str, float, float, dict[str, Any]]]()
+        self._observer, self._events = observer, list[Event]()
         self._phase: tuple[str, float] | None = None
         self._spans: Callable[[], list[Span]] = list
         # Read once: a wall clock may be set while the run goes on.
@@ -92,31 +93,37 @@ def trace_text(tracks: Sequence[Track], record: dict[str, Any]) -> str:
         tracks: from `Trace.gather`; not empty.
         record: what `run.json` holds. Its `recoveries`, if there are any, get a row of their own.
     """
-    rows = {f"rank {rank}": track for rank, track in enumerate(tracks)}
-    recoveries = [_recovery(row) for row in record.get("recoveries", [])]
-    if recoveries:
-        rows["recoveries"] = {"offset": 0.0, "events": recoveries}
-    zero = min(track["offset"] + event[2] for track in rows.values() for event in track["events"])
-    events = [each for row, (name, track) in enumerate(rows.items()) for each in _row(row, name, track, zero)]
-    facts = {"prompt": record["prompt"], "began": datetime.fromtimestamp(zero, UTC).isoformat()}
-    return json.dumps({"traceEvents": events, "displayTimeUnit": "ms", "otherData": facts}) + "\n"
+    base = tracks[0]["offset"]  # Unix time itself is too large for nanoseconds in a float
+    rows = {
+        f"rank {rank}": _shifted(track["events"], track["offset"] - base) for rank, track in enumerate(tracks)
+    }
+    if record.get("recoveries"):
+        rows["recoveries"] = _shifted([_recovery(row) for row in record["recoveries"]], -base)
+    first = min(began for events in rows.values() for _, _, began, _, _ in events)
+    drawn = [
+        each for row, (name, events) in enumerate(rows.items()) for each in _row(row, name, events, first)
+    ]
+    began = datetime.fromtimestamp(base + first, UTC).isoformat(timespec="milliseconds")
+    facts = {"prompt": record["prompt"], "began": began}
+    return json.dumps({"traceEvents": drawn, "displayTimeUnit": "ms", "otherData": facts}) + "\n"
 
 
-def _recovery(row: dict[str, Any]) -> tuple[str, str, float, float, dict[str, Any]]:
+def _recovery(row: dict[str, Any]) -> Event:
     facts = {"cause": row["sentence"], "step": row["step"]}
     return "recovery", f"recovery {row['attempt']}", row["ended"], row["resumed"], facts
 
 
-def _row(row: int, name: str, track: Track, zero: float) -> Iterator[dict[str, Any]]:
-    """The events of one row, those that hold others first. Microseconds, to the nanosecond."""
+def _shifted(events: Sequence[Event], by: float) -> list[Event]:
+    return [(category, name, began + by, ended + by, facts) for category, name, began, ended, facts in events]
+
+
+def _row(row: int, name: str, events: Sequence[Event], first: float) -> Iterator[dict[str, Any]]:
+    """The events of one row, those that hold others first. Microseconds since `first`, to the nanosecond."""
     place = {"pid": 0, "tid": row}
     yield {"ph": "M", "name": "thread_name", "args": {"name": name}, **place}
     yield {"ph": "M", "name": "thread_sort_index", "args": {"sort_index": row}, **place}
-    shift = track["offset"] - zero
-    for category, what, began, ended, facts in sorted(
-        track["events"], key=lambda event: (event[2], -event[3])
-    ):
+    for category, what, began, ended, facts in sorted(events, key=lambda event: (event[2], -event[3])):
         # Rounded before they are subtracted, so that what lies in another event still does.
-        start, end = (round((moment + shift) * 1e9) for moment in (began, ended))
+        start, end = (round((moment - first) * 1e9) for moment in (began, ended))
         times = {"ts": start / 1e3, "dur": (end - start) / 1e3}
         yield {"ph": "X", "cat": category, "name": what, **times, "args": facts, **place}

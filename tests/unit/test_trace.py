@@ -59,12 +59,12 @@ def test_the_file():
         ],
         "rank 1": [("phase", "encode", 0.5e6, 2e6, {})],
     }
-    assert began == "2023-11-14T22:13:30+00:00"  # 1,700,000,010 s, as `date -u` says it
+    assert began == "2023-11-14T22:13:30.000+00:00"  # 1,700,000,010 s, as `date -u` says it
 
 
 def test_recoveries_have_a_row():
     found, began = rows(recoveries=[RECOVERY])
-    assert began == "2023-11-14T22:13:28+00:00"  # the failure is now the first event
+    assert began == "2023-11-14T22:13:28.000+00:00"  # the failure is now the first event
     assert found["recoveries"] == [
         ("recovery", "recovery 1", 0, 1.5e6, {"cause": "rank 1 was killed", "step": 7})
     ]
