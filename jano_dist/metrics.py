@@ -33,6 +33,8 @@ class RayMetrics:
         self._steps = counter("steps", "Denoising steps done.", "kind")
         self._tokens = counter("tokens", "Tokens computed, of each guidance branch.", "kind")
         self._sent = counter("sent_bytes", "Bytes that ranks sent to each other in steps.")
+        # For means: Ray 2.60 sums a histogram by the middles of its buckets.
+        self._spent = counter("denoising_seconds", "Seconds spent in denoising steps.", "kind")
         self._videos = counter("videos", "Videos finished.")
         self._recoveries = counter("recoveries", "Gangs started again after a failure.")
         self._energy = counter("energy_joules", "Energy that the GPUs of finished videos drew.")
@@ -51,6 +53,7 @@ class RayMetrics:
         labels = {**self._labels, "kind": record["kind"]}
         self._steps.inc(1, tags=labels)
         self._seconds.observe(record["seconds"], tags=labels)
+        _add(self._spent, record["seconds"], labels)
         _add(self._tokens, record["tokens"], labels)
         _add(self._sent, record["comm_bytes"], self._labels)
 

@@ -1,4 +1,4 @@
-"""What Ray is told, by a made-up `ray.util.metrics`."""
+"""What a made-up `ray.util.metrics` is told; tests/launch/test_ray_metrics.py asks Ray itself."""
 
 from jano_dist.metrics import RayMetrics
 
@@ -62,6 +62,8 @@ def test_what_is_told():
         ("jano_dist_steps", "g", "active"): 2,
         ("jano_dist_tokens", "g", "full"): 100,
         ("jano_dist_tokens", "g", "active"): 14,
+        ("jano_dist_denoising_seconds", "g", "full"): 2.0,
+        ("jano_dist_denoising_seconds", "g", "active"): 0.75,
         ("jano_dist_sent_bytes", "g"): 1070,
         ("jano_dist_recoveries", "g"): 1,
         ("jano_dist_videos", "g"): 3,
