@@ -107,3 +107,12 @@ def test_two_ranks(jano_dist, generate, tmp_path):
     ended = finish(jano_dist(*generate(out, "--policy", "full", "--steps", 1)))
     assert ended.code == 0
     assert not (out / "trace.json").exists()
+
+
+def test_one_process(cli, small, tmp_path):
+    """A row of its own, and no collectives: there is nobody to exchange anything with."""
+    result = cli("generate", "a red ball", "--config", small, "--trace", "--out", tmp_path / "run")
+    assert result.code == 0, result.err
+    events = json.loads((tmp_path / "run" / "trace.json").read_text())["traceEvents"]
+    drawn = Counter((event["tid"], event["cat"]) for event in events if event["ph"] == "X")
+    assert drawn == {(0, "phase"): 4, (0, "step"): len(KINDS)}
