@@ -1,6 +1,7 @@
 """The loop: for each timestep decide, compute those rows, step, observe."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,20 +13,23 @@ from jano_dist import observe
 from jano_dist.attention.distributed import SequenceAttention
 from jano_dist.cache import Cache, CacheSizes, Keeping, NoCache, make_caches
 from jano_dist.config import Config
-from jano_dist.errors import RunError, name_ranks
+from jano_dist.errors import NotFinite, RunError, name_ranks
 from jano_dist.mesh import Mesh
 from jano_dist.models import Branch, VideoModel
-from jano_dist.observe import Observer, StepRecord
+from jano_dist.observe import Observer, StepRecord, merge_ranks, step_table
 from jano_dist.policies import Policy
 from jano_dist.runtime import release
 from jano_dist.sampling.guidance import guide
+from jano_dist.sampling.scheduler_state import restore_scheduler, scheduler_state
 from jano_dist.sampling.velocity import VelocityRows
+from jano_dist.snapshot import Snapshot, Snapshots
 from jano_dist.tokens.complexity import ACTIVE
 from jano_dist.tokens.grid import Shape3
 from jano_dist.tokens.plan import Deal, TokenPlan
 from jano_dist.tokens.schedule import StepKind
 
 _KINDS = list(StepKind)
+_SCHEDULER = "scheduler."  # before the names of its tensors in a snapshot
 
 
 @dataclass
@@ -33,6 +37,7 @@ class State:
     """Everything a step needs to go on. One per generation; a step replaces or writes every field."""
 
     latent: Tensor  # float32 [C, T, H, W]
+    text: Tensor  # [prompts, L, text_dim], of all branches
     branches: list[Branch]  # this rank's: cond, then uncond, or under CFG parallelism one of them
     caches: list[Cache]  # one per branch; null until a map is known
     plan: TokenPlan
@@ -40,7 +45,10 @@ class State:
     levels: Tensor  # uint8 [N], natural order
     scheduler: Any
     workspace_bytes: int = 0  # of the buffers that caches share
-    steps: list[StepRecord] = field(default_factory=list)
+    next_step: int = 0
+    mapped: bool = False  # whether the levels are a policy's
+    steps: list[StepRecord] = field(default_factory=list)  # taken by this process
+    earlier: list[dict[str, Any]] = field(default_factory=list)  # merged records of those before a snapshot
 
 
 class Denoiser:
@@ -57,54 +65,119 @@ class Denoiser:
         t, h, w = (size // edge for size, edge in zip(latent, model.geometry.patch, strict=True))
         self.token_shape: Shape3 = (t, h, w)
 
-    def begin(self, branches: list[Branch], seed: int) -> State:
-        """The state before the first step; the noise is the coordinator's."""
-        model, sampling = self._model, self._config.sampling
+    def begin(self, text: Tensor, seed: int) -> State:
+        """The state before the first step; the noise is the coordinator's.
+
+        Args:
+            text: embeddings [prompts, L, text_dim] of all branches, the same on every rank.
+        """
+        model, mesh, sampling = self._model, self._mesh, self._config.sampling
         plan = TokenPlan.natural(int(np.prod(self.token_shape)), model.device)
+        own = text.chunk(mesh.size("cfg"))[mesh.index("cfg")].split(1)
         return State(
-            latent=self._mesh.broadcast(model.noise(self._latent, seed).contiguous()),
-            branches=branches,
-            caches=[NoCache(model.geometry.layers) for _ in branches],
+            latent=mesh.broadcast(model.noise(self._latent, seed).contiguous()),
+            text=text,
+            branches=[model.branch(each) for each in own],
+            caches=[NoCache(model.geometry.layers) for _ in own],
             plan=plan,
             velocity=VelocityRows(plan.tokens, model.geometry.row_width, model.dtype, model.device),
             levels=torch.full((plan.tokens,), ACTIVE, dtype=torch.uint8, device=model.device),
             scheduler=model.scheduler(sampling.steps, sampling.shift),
         )
 
-    def run(self, state: State, policy: Policy, observer: Observer) -> None:
-        """Take every step. Writes to `state`.
+    def resume(self, snapshot: Snapshot) -> State:
+        """The state that a snapshot holds, on all ranks of this mesh; its caches are empty."""
+        tensors, device = snapshot.tensors, self._model.device
+        state = self.begin(tensors["text"].to(device), seed=0)
+        state.latent = tensors["latent"].to(device)
+        state.velocity.rows = tensors["velocity"].to(device)
+        state.velocity.sigmas = tensors["sigmas"].to(device)
+        state.next_step, state.earlier = snapshot.step, list(snapshot.facts["steps"])
+        own = {name: each for name, each in tensors.items() if name.startswith(_SCHEDULER)}
+        restore_scheduler(state.scheduler, snapshot.facts["scheduler"], own, device)
+        if "levels" in tensors:
+            self._replan(state, tensors["levels"].to(device))
+        return state
+
+    def run(
+        self,
+        state: State,
+        policy: Policy,
+        observer: Observer,
+        snapshots: Snapshots,
+        facts: Mapping[str, Any],
+    ) -> None:
+        """Take every step from `state.next_step` on. Writes to `state`.
+
+        Args:
+            snapshots: where the coordinator keeps them. facts: what they hold besides the state.
 
         Raises:
-            RunError: the latents became non-finite, or ranks made different plans.
+            NotFinite: the latents became so. RunError: ranks made different plans.
         """
         self._mesh.take_traffic()  # what was sent until here is no part of the first step
         timesteps = state.scheduler.timesteps
         levels: Tensor | None = None
-        for index, timestep in enumerate(timesteps):
+        first = state.next_step
+        for index in range(first, len(timesteps)):
             started = time.perf_counter()
-            kind, mapped = self._decision(policy, index, levels)
+            kind, mapped, kept = self._decision(
+                policy, index, levels, index > first and snapshots.due(last=False)
+            )
             if mapped:
                 self._replan(state, levels)
+            if kept:
+                self._keep(state, index, snapshots, facts)
             deal = self._deal(state.plan, kind)
-            velocity = self._velocity(state, index, timestep, kind, deal)
-            stepped = state.scheduler.step(velocity, timestep, state.latent[None], return_dict=False)[0]
+            velocity = self._velocity(state, index, timesteps[index], kind, deal)
+            stepped = state.scheduler.step(velocity, timesteps[index], state.latent[None], return_dict=False)[
+                0
+            ]
             state.latent = stepped[0]
             if not bool(state.latent.isfinite().all()):
-                raise RunError(
+                raise NotFinite(
                     f"the latents became non-finite in step {index} ({kind}): "
                     "use model.dtype float32 or bfloat16, lower guidance, or check the weights"
                 )
             levels = policy.observe(index, velocity[0]) if self._mesh.is_coordinator else None
             state.steps.append(self._step_record(index, kind, deal, started))
+            state.next_step = index + 1
             observer.step(state.steps[-1], len(timesteps))
+        if state.steps and self._mesh.decide(int(snapshots.due(last=True)))[0]:  # decoding may fail, too
+            self._keep(state, len(timesteps), snapshots, facts)
 
-    def _decision(self, policy: Policy, index: int, levels: Tensor | None) -> tuple[StepKind, bool]:
-        """What this step computes, and whether a new map comes first: the coordinator's word, everywhere."""
-        mine = (0, 0)
+    def step_rows(self, state: State) -> list[dict[str, Any]]:
+        """The records of all steps so far, those before a snapshot too, merged over the ranks."""
+        own = self._mesh.collect(step_table(state.steps))
+        return [*state.earlier, *merge_ranks(state.steps, own)]
+
+    def _decision(
+        self, policy: Policy, index: int, levels: Tensor | None, due: bool
+    ) -> tuple[StepKind, bool, bool]:
+        """What this step computes, whether a new map comes first, and whether a snapshot is taken before it:
+        the coordinator's word, everywhere."""
+        mine = (0, 0, 0)
         if self._mesh.is_coordinator:
-            mine = _KINDS.index(policy.decide(index)), int(levels is not None)
-        kind, mapped = self._mesh.decide(*mine)
-        return _KINDS[kind], bool(mapped)
+            keep = due and policy.starts_afresh(index)
+            mine = _KINDS.index(policy.decide(index)), int(levels is not None), int(keep)
+        kind, mapped, kept = self._mesh.decide(*mine)
+        return _KINDS[kind], bool(mapped), bool(kept)
+
+    def _keep(self, state: State, index: int, snapshots: Snapshots, facts: Mapping[str, Any]) -> None:
+        """Take a snapshot; what ranks know of the steps is gathered for it."""
+        steps = self.step_rows(state)
+        if not self._mesh.is_coordinator:
+            return
+        settings, tensors = scheduler_state(state.scheduler, _SCHEDULER)
+        kept = {
+            "text": state.text,
+            "latent": state.latent,
+            "velocity": state.velocity.rows,
+            "sigmas": state.velocity.sigmas,
+            **tensors,
+            **({"levels": state.levels} if state.mapped else {}),
+        }
+        snapshots.keep(index, Snapshot(index, kept, {**facts, "steps": steps, "scheduler": settings}).pack())
 
     def _deal(self, plan: TokenPlan, kind: StepKind) -> Deal:
         return plan.deal(kind, self._mesh.size("sequence"), self._mesh.size("kv"))
@@ -134,7 +207,7 @@ class Denoiser:
         """A new map, of the coordinator: order the tokens by it and start empty caches in that order."""
         model, mesh, settings = self._model, self._mesh, self._config.cache
         state.levels = mesh.broadcast(torch.empty_like(state.levels) if levels is None else levels)
-        state.plan = TokenPlan.from_levels(state.levels)
+        state.plan, state.mapped = TokenPlan.from_levels(state.levels), True
         others = mesh.differing(state.plan.digest())
         if others:
             raise RunError(

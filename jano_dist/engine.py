@@ -6,7 +6,7 @@
 import hashlib
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,13 +23,16 @@ from jano_dist.degrees import choose_degrees, explain_degrees
 from jano_dist.denoise import Denoiser, State
 from jano_dist.errors import UserError, name_ranks
 from jano_dist.mesh import Mesh, ranks_started
-from jano_dist.models import Branch, Geometry, VideoModel, load_model, model_digest, read_geometry
-from jano_dist.observe import NullObserver, Observer, merge_ranks, step_table
+from jano_dist.models import Geometry, VideoModel, load_model, model_digest, read_geometry
+from jano_dist.observe import NullObserver, Observer
 from jano_dist.policies import Policy, make_policy
 from jano_dist.runtime import pick_device, ranks_per_node, release, require_gang
 from jano_dist.sampling.guidance import guidance_on
+from jano_dist.snapshot import NoSnapshots, Snapshot, Snapshots
 from jano_dist.telemetry import Sampler, gather_usage, gpu_uuid, open_sampler, refuse_shared_gpus
 from jano_dist.tokens.grid import Shape3
+
+_NO_SNAPSHOTS = NoSnapshots()
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,8 @@ class Engine:
         everyone = mesh or Mesh(
             ulysses=ranks_started(), device=device, timeout_seconds=config.runtime.timeout_seconds
         )
-        self._check_alike(everyone, loads=model is None)
+        self._files = b"" if model else model_digest(config.model.name)
+        self._check_alike(everyone)
         refuse_shared_gpus(everyone, gpu_uuid(device))
         self._sampler = sampler or open_sampler(gpu_uuid(device))
         self.mesh = mesh or self._arrange(geometry, device)
@@ -147,14 +151,14 @@ class Engine:
         timeout = self.config.runtime.timeout_seconds
         return Mesh(**degrees._asdict(), local_world=local_world, device=device, timeout_seconds=timeout)
 
-    def _check_alike(self, everyone: Mesh, *, loads: bool) -> None:
+    def _check_alike(self, everyone: Mesh) -> None:
         """Ranks that differ here would make different videos, or wait for each other for ever."""
         if everyone.world == 1:
             return
         facts = {
             "another config": self.config.model_dump_json().encode(),
             "other software versions": repr(observe.versions()).encode(),
-            "other model files": model_digest(self.config.model.name) if loads else b"",
+            "other model files": self._files,
         }
         everyone.await_everyone()  # each node may have had to fetch the model
         for what, fact in facts.items():
@@ -172,6 +176,7 @@ class Engine:
         seed: int | None = None,
         negative_prompt: str | None = None,
         observer: Observer | None = None,
+        snapshots: Snapshots = _NO_SNAPSHOTS,
     ) -> Generation:
         """Make one video. On several ranks all call it together, and the coordinator's arguments count.
 
@@ -180,15 +185,15 @@ class Engine:
             seed: of the noise; None takes the config's. The same seed gives diffusers' `WanPipeline` noise.
             negative_prompt: text of the uncond branch; None takes the config's.
             observer: hears about phases and steps; without one, what the user should know is a warning.
+            snapshots: where the coordinator finds one to go on from, and keeps others.
 
         Raises:
-            UserError: an empty prompt, or an argument of the wrong type or out of its range.
+            UserError: an empty prompt, an argument of the wrong type or out of its range, or a snapshot of
+                another run.
             RunError: the latents became non-finite; names the step.
         """
         check_prompt(prompt)
-        asked = {"seed": seed, "negative_prompt": negative_prompt}
-        changes = {key: value for key, value in asked.items() if value is not None}
-        sampling = change_sampling(self.config.sampling, changes)
+        sampling = change_sampling(self.config.sampling, {"seed": seed, "negative_prompt": negative_prompt})
         _check_observer(observer)
         observer = observer or (_Warner() if self.mesh.is_coordinator else NullObserver())
         prompts = [prompt, sampling.negative_prompt] if guidance_on(sampling.guidance) else [prompt]
@@ -198,12 +203,14 @@ class Engine:
         seconds = {"load": self._load_seconds}
         self._load_seconds = 0.0  # of the first video
         observe.reset_peak(self.model.device)
-
+        config = self.config.model_copy(update={"sampling": sampling})
+        facts = {"prompt": prompt, "files": self._files.hex(), "config": config.model_dump(mode="json")}
         with torch.inference_mode(), self._sampler.measure() as usage:
             with self._phase("encode", seconds, observer):
-                state = self._denoiser.begin(self._branches(prompts), sampling.seed)
+                state = self._begin(prompts, sampling.seed, snapshots, facts)
+            resumed = state.next_step
             with self._phase("denoise", seconds, observer):
-                self._denoiser.run(state, self._policy(self.model.geometry), observer)
+                self._denoiser.run(state, self._policy(self.model.geometry), observer, snapshots, facts)
             memory = self._memory(state)
             state.caches = []
             release(self.model.device)  # decoding needs the room
@@ -211,29 +218,44 @@ class Engine:
                 frames = self.model.decode(state.latent, self.mesh)
                 self.mesh.await_everyone()  # the coordinator may have decoded alone
 
-        # The clone is an ordinary tensor; the one from inference mode could not be used in autograd.
         levels = state.levels.reshape(self._denoiser.token_shape).cpu().numpy()
-        config = self.config.model_copy(update={"sampling": sampling})
         record = {
             "prompt": prompt,
-            "config": config.model_dump(mode="json"),
+            "config": facts["config"],
             "made": made,
-            "device": observe.device_name(self.model.device),
+            "resumed_from_step": resumed,
             **self._record(state, seconds, memory, len(prompts)),
             "telemetry": gather_usage(self.mesh, usage()),
         }
+        # The clone is an ordinary tensor; the one from inference mode could not be used in autograd.
         return Generation(frames, state.latent.clone(), record, levels)
 
-    def _branches(self, prompts: list[str]) -> list[Branch]:
-        """This rank's branches; the text is encoded once, on the coordinator."""
+    def _begin(self, prompts: list[str], seed: int, snapshots: Snapshots, facts: Mapping[str, Any]) -> State:
+        """The state before the first step, or that of a snapshot, which spares the text encoder."""
+        found = self._found(snapshots, facts)
+        if found:
+            return self._denoiser.resume(found)
+        return self._denoiser.begin(self._encode(prompts), seed)
+
+    def _encode(self, prompts: list[str]) -> Tensor:
+        """Text embeddings [prompts, L, text_dim] on every rank; the coordinator makes them."""
         model, mesh = self.model, self.mesh
         shape = (len(prompts), self.config.model.max_sequence_length, model.geometry.text_dim)
         own = model.encode(prompts) if mesh.is_coordinator else None
         mesh.await_everyone()  # nodes may read their weights at different speeds, too
-        text = mesh.broadcast(
+        return mesh.broadcast(
             torch.empty(shape, dtype=model.dtype, device=model.device) if own is None else own
         )
-        return [model.branch(each) for each in text.chunk(mesh.size("cfg"))[mesh.index("cfg")].split(1)]
+
+    def _found(self, snapshots: Snapshots, facts: Mapping[str, Any]) -> Snapshot | None:
+        """The snapshot to go on from, which the coordinator reads, on every rank."""
+        mesh = self.mesh
+        packed = snapshots.newest(facts) if mesh.is_coordinator else None
+        (size,) = mesh.decide(len(packed or b""))
+        if size == 0:
+            return None
+        content = torch.frombuffer(bytearray(packed or bytes(size)), dtype=torch.uint8)
+        return Snapshot.unpack(mesh.broadcast(content).numpy().tobytes())
 
     def _policy(self, geometry: Geometry) -> Policy:
         try:
@@ -265,15 +287,17 @@ class Engine:
     ) -> dict[str, Any]:
         geometry, tokens = self.model.geometry, state.plan.tokens
         text = geometry.text_flops(self.config.model.max_sequence_length)
-        done = text + sum(branch_flops(geometry, self.config, step.tokens, tokens) for step in state.steps)
-        full = text + len(state.steps) * branch_flops(geometry, self.config, tokens, tokens)
+        steps = self._denoiser.step_rows(state)
+        done = text + sum(branch_flops(geometry, self.config, step["tokens"], tokens) for step in steps)
+        full = text + len(steps) * branch_flops(geometry, self.config, tokens, tokens)
         peak = torch.tensor(observe.peak_bytes(self.model.device))
         return {
+            "device": observe.device_name(self.model.device),
             "versions": observe.versions(),
             "mesh": self.mesh.record(),
             "policy": self.config.policy.name,
             "levels": state.plan.shares(),
-            "steps": merge_ranks(state.steps, self.mesh.collect(step_table(state.steps))),
+            "steps": steps,
             "seconds": {**seconds, "total": sum(seconds.values())},
             "memory": {**memory, "peak_bytes_per_rank": int(self.mesh.collect(peak).max())},
             "flops": {"full": branches * full, "done": branches * done},

@@ -1,4 +1,4 @@
-"""The two ways a command ends early, each with one sentence for the user; and how these count."""
+"""The ways a command ends early, each with one sentence for the user; and how these count."""
 
 from collections.abc import Sequence
 
@@ -9,6 +9,14 @@ class UserError(Exception):
 
 class RunError(Exception):
     """The run itself went wrong (for example non-finite latents): one sentence. Exit code 1."""
+
+
+class Interrupted(Exception):  # noqa: N818 - it names what happened
+    """Ctrl-C, with a sentence on what is left; a KeyboardInterrupt loses it in typer. Exit code 130."""
+
+
+class NotFinite(RunError):  # noqa: N818 - it names what happened
+    """The latents became NaN or infinite: going on from a snapshot would end in the same way."""
 
 
 class PeerLost(RunError):  # noqa: N818 - it names what happened

@@ -9,6 +9,7 @@ No torch at import: a command line with a typo comes this far and should answer 
 import ctypes
 import json
 import os
+import resource
 import signal
 import socket
 import sys
@@ -18,7 +19,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from jano_dist.errors import PeerLost, UserError
 
@@ -27,13 +28,15 @@ if TYPE_CHECKING:
 
     from jano_dist.observe import Observer, StepRecord
 
-# Set by our launchers: the id of the process that started the ranks, watches them and speaks for them.
+# Set by our launchers, which watch the ranks and speak for them: the process whose end ends a rank.
 SUPERVISOR = "JANO_DIST_SUPERVISOR"
+ATTEMPT = "JANO_DIST_ATTEMPT"  # how often they have been started before; torchrun has a word of its own
 TRACEBACK = "JANO_DIST_TRACEBACK"
 
 _PATIENCE = timedelta(seconds=0.5)  # how long a rank that only noticed a failure waits for its cause
 _REACH = timedelta(seconds=1)  # how long a failing rank tries to reach the store
 _PR_SET_PDEATHSIG = 1
+_PHASES = ("", "load", "encode", "step", "decode")
 
 
 class Stopped(BaseException):
@@ -57,11 +60,15 @@ class Place:
 
 @dataclass(frozen=True)
 class Cause:
-    """Why a gang failed: which rank said so, the exit code, and a sentence for the user."""
+    """Why a gang failed: which rank it was, the exit code, and a sentence for the user.
+
+    `final`: it would fail again in the same way, so starting the ranks again is of no use.
+    """
 
     rank: int
     code: int
     sentence: str
+    final: bool = False
 
 
 def find_place() -> Place:
@@ -84,13 +91,19 @@ def find_place() -> Place:
     return place
 
 
+def attempt() -> int:
+    """How often the ranks were started before, by our launchers or by torchrun."""
+    return int(os.environ.get(ATTEMPT) or os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0)
+
+
 def enlist() -> None:
-    """Let SIGTERM unwind this process; a rank does not outlive its supervisor, either."""
+    """Let SIGTERM unwind this process. A rank does not outlive its supervisor, nor leave a core dump."""
     supervisor = os.environ.get(SUPERVISOR)
     if supervisor and sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != int(supervisor):  # it was gone before it could be asked for
             os._exit(1)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     signal.signal(signal.SIGTERM, _stop)
 
 
@@ -108,9 +121,9 @@ def open_store(place: Place, timeout: timedelta) -> "Store":
         )
     port = _number("MASTER_PORT", None)
     deadline = time.monotonic() + timeout.total_seconds()
-    if not _hosts(place):
+    if not hosts_store(place):
         _await_listener(address, port, deadline)
-    return shared(_connect(address, port, _hosts(place), timeout, deadline))
+    return shared(_connect(address, port, hosts_store(place), timeout, deadline))
 
 
 def _await_listener(address: str, port: int, deadline: float) -> None:
@@ -162,7 +175,7 @@ def shared(store: "Store") -> "Store":
     """The part of a store that belongs to this start of the ranks: torchrun may start them again on it."""
     from torch.distributed import PrefixStore
 
-    return PrefixStore(f"jano_dist/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    return PrefixStore(f"jano_dist/{attempt()}", store)
 
 
 def claim(store: "Store", cause: Cause) -> Cause:
@@ -171,28 +184,68 @@ def claim(store: "Store", cause: Cause) -> Cause:
     return Cause(**first)
 
 
+def cause_of(store: "Store") -> Cause | None:
+    """The first report of a failure, if there is one."""
+    return Cause(**json.loads(store.get("cause"))) if store.check(["cause"]) else None
+
+
 def where(store: "Store", rank: int) -> str:
     """How far a rank has got, for a sentence: ` in step 7`; nothing before its first phase."""
     key = f"at/{rank}"
     return f" in {store.get(key).decode()}" if store.check([key]) else ""
 
 
+def behind(store: "Store", rank: int, ranks: int) -> int | None:
+    """Of the ranks that have got less far than `rank`, the one that has got the least far."""
+
+    def progress(other: int) -> tuple[int, int]:
+        phase, _, step = where(store, other).removeprefix(" in ").partition(" ")
+        return _PHASES.index(phase), int(step or 0)
+
+    last = min(range(ranks), key=progress)
+    return last if progress(last) < progress(rank) else None
+
+
 class Progress:
     """Observer that writes to the store how far this rank has got, and passes on what it hears."""
 
     def __init__(self, observer: "Observer", store: "Store", place: Place) -> None:
-        self._observer, self._store, self._key = observer, store, f"at/{place.rank}"
+        self._observer, self._store, self._place = observer, store, place
+        self._first: dict[str, float] = {}  # the first step that this process finished
 
     def phase(self, name: str) -> None:
-        self._store.set(self._key, "step 0" if name == "denoise" else name)
+        self._at("step 0" if name == "denoise" else name)
         self._observer.phase(name)
 
     def step(self, record: "StepRecord", steps: int) -> None:
-        self._store.set(self._key, f"step {min(record.index + 1, steps - 1)}")
+        self._at(f"step {min(record.index + 1, steps - 1)}")
+        if self._place.is_coordinator:
+            self._first = self._first or {"step": record.index, "resumed": time.time()}
+            self._store.set("steps", json.dumps({**self._first, "finished": record.index + 1}))
         self._observer.step(record, steps)
 
     def note(self, sentence: str) -> None:
         self._observer.note(sentence)
+
+    def _at(self, position: str) -> None:
+        self._store.set(f"at/{self._place.rank}", position)
+
+
+def recoveries(store: "Store") -> list[dict[str, Any]]:
+    """One row for each time that a launcher has started the ranks again; see docs/run-json.md."""
+    rows: list[dict[str, Any]] = json.loads(store.get("recoveries")) if store.check(["recoveries"]) else []
+    return [*rows[:-1], {**rows[-1], **first_step(store)}] if rows else rows
+
+
+def first_step(store: "Store") -> dict[str, Any]:
+    """The first `step` that the ranks finished since they were started, and when: `resumed`, Unix seconds."""
+    steps = json.loads(store.get("steps")) if store.check(["steps"]) else {}
+    return {key: steps[key] for key in ("step", "resumed") if key in steps}
+
+
+def finished_steps(store: "Store") -> int:
+    """How many steps of the video were finished."""
+    return int(json.loads(store.get("steps"))["finished"]) if store.check(["steps"]) else 0
 
 
 def fail_stop(
@@ -214,20 +267,22 @@ def fail_stop(
     if TRACEBACK in os.environ:
         traceback.print_exception(error)
     code, sentence = ending or (1, _unforeseen(error))
+    final = ending is not None and not isinstance(error, PeerLost)
     try:
         store = open_store(place, _REACH)
         if isinstance(error, PeerLost):
             sentence = f"{sentence}{_await_cause(store, place)}"
-        cause = Cause(place.rank, code, _located(place, error, code, sentence, where(store, place.rank)))
+        position = where(store, place.rank)
+        cause = Cause(place.rank, code, _located(place, error, code, sentence, position), final)
         speaks = claim(store, cause) == cause
     except (RuntimeError, UserError):  # no store, so nobody knows what the others say
-        cause = Cause(place.rank, code, _located(place, error, code, sentence, ""))
+        cause = Cause(place.rank, code, _located(place, error, code, sentence, ""), final)
         speaks = place.is_coordinator or code == 1
     if speaks and SUPERVISOR not in os.environ:
         say(cause.sentence)
     sys.stdout.flush()
     sys.stderr.flush()
-    if _hosts(place):
+    if hosts_store(place):
         _linger()
     os._exit(code)
 
@@ -246,7 +301,8 @@ def _stop(number: int, frame: object) -> None:
     raise Stopped
 
 
-def _hosts(place: Place) -> bool:
+def hosts_store(place: Place) -> bool:
+    """Whether this rank's process hosts the gang's store; else a launcher does."""
     agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # torchrun's word, and our launcher's
     return place.is_coordinator and not agent
 

@@ -12,6 +12,7 @@ from torch.distributed import DistError, DistNetworkError, HashStore, PrefixStor
 from jano_dist.config import RuntimeConfig
 from jano_dist.errors import PeerLost, RunError, UserError
 from jano_dist.gang import Place, find_place, open_store
+from jano_dist.watch import Watch
 
 
 def pick_device(config: RuntimeConfig) -> torch.device:
@@ -101,7 +102,9 @@ def join(config: RuntimeConfig) -> Iterator[Store]:
             f"the ranks cannot reach each other ({str(error).splitlines()[0]}): set GLOO_SOCKET_IFNAME to "
             "the network interface that they share"
         ) from error
+    watch = Watch(place, config.stall_seconds)
     yield store
+    watch.leave()
     dist.destroy_process_group()
 
 

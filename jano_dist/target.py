@@ -2,6 +2,7 @@
 
     OUT.jano-dist-new   the new run, until it is complete
     OUT.jano-dist-old   the earlier run, while the new one takes its place
+    OUT.jano-dist-unfinished   snapshots of a run that goes on or has failed
 
 Light at import: what is wrong with a folder should be said at once.
 """
@@ -113,6 +114,11 @@ def _deaf() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def unfinished(out: Path) -> Path:
+    """The folder beside `out` for what a run needs to go on when it fails."""
+    return _beside(out.resolve(), "unfinished")
 
 
 def _beside(out: Path, what: str) -> Path:

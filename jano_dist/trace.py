@@ -109,8 +109,9 @@ def trace_text(tracks: Sequence[Track], record: dict[str, Any]) -> str:
 
 
 def _recovery(row: dict[str, Any]) -> Event:
-    facts = {"cause": row["sentence"], "step": row["step"]}
-    return "recovery", f"recovery {row['attempt']}", row["ended"], row["resumed"], facts
+    resumed = row.get("resumed", row["ended"])  # some fail again before they have finished a step
+    facts = {key: value for key, value in row.items() if key not in ("attempt", "ended", "resumed")}
+    return "recovery", f"recovery {row['attempt']}", row["ended"], resumed, facts
 
 
 def _shifted(events: Sequence[Event], by: float) -> list[Event]:

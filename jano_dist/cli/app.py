@@ -8,10 +8,10 @@ from typing import Any
 
 import typer
 
-from jano_dist.cli import INTERRUPTED, compare, doctor, generate, plan
+from jano_dist.cli import INTERRUPTED, compare, doctor, generate, plan, submit
 from jano_dist.cli.log import Output
 from jano_dist.cli.options import Call
-from jano_dist.errors import RunError, UserError
+from jano_dist.errors import Interrupted, RunError, UserError
 from jano_dist.gang import Place, Stopped, fail_stop, find_place
 
 app = typer.Typer(
@@ -20,7 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (generate.generate, compare.compare, plan.plan, doctor.doctor):
+for command in (generate.generate, submit.submit, compare.compare, plan.plan, doctor.doctor):
     app.command()(command)
 
 # What typer raises for a wrong command line: click's UsageError, or its own copy under a private name.
@@ -71,6 +71,8 @@ def _ending(error: BaseException, arguments: Sequence[str]) -> tuple[int, str] |
         return 1, str(error)
     if isinstance(error, KeyboardInterrupt | typer.Abort):
         return 130, INTERRUPTED
+    if isinstance(error, Interrupted):
+        return 130, str(error)
     if isinstance(error, Stopped):  # whoever stopped it knows why
         return 143, ""
     return None

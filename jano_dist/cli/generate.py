@@ -1,47 +1,54 @@
 """`jano-dist generate`: one video from a prompt, on one rank or on many."""
 
-import math
 import os
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 
 from jano_dist.cli import ending_at_once
-from jano_dist.cli.log import Bar, log, quiet_libraries
-from jano_dist.cli.numbers import check_numbers
+from jano_dist.cli.log import Bar, log
 from jano_dist.cli.options import (
     CONFIG_HELP,
+    AddressOption,
     Call,
     CfgOption,
     KvOption,
+    LauncherOption,
     PolicyOption,
     PresetOption,
     SetOption,
     UlyssesOption,
+    WaitOption,
     given_path,
+    named_keys,
     read_config,
     typed,
 )
+from jano_dist.cli.ranks import Launch, check_ranks, launch
+from jano_dist.cli.resume import note_unfinished, resumable, unfinished_run
 from jano_dist.config import Config, check_prompt
-from jano_dist.errors import UserError, count
-from jano_dist.gang import SUPERVISOR, Place, Progress, find_place
-from jano_dist.target import reserve
+from jano_dist.errors import NotFinite, UserError
+from jano_dist.gang import SUPERVISOR, Place, Progress, attempt, find_place, recoveries
+from jano_dist.libraries import quiet_libraries
+from jano_dist.snapshot import SnapshotFolder, clear
+from jano_dist.target import reserve, unfinished
 
-_RANKS_PER_CORE = 16  # far more than is of any use; beyond it a machine comes to a standstill
+_DEFAULT = "wan-tiny"
 
 
 def generate(
     context: typer.Context,
-    prompt: Annotated[str, typer.Argument(help="What the video shows.")],
+    prompt: Annotated[str | None, typer.Argument(help="What the video shows.", show_default=False)] = None,
     out: Annotated[
-        Path, typer.Option(parser=given_path, metavar="FOLDER", help="For video, pictures and run.json.")
-    ],
-    config: Annotated[str, typer.Option(help=CONFIG_HELP)] = "wan-tiny",
+        Path | None,
+        typer.Option(parser=given_path, metavar="FOLDER", help="For video, pictures and run.json."),
+    ] = None,
+    config: Annotated[str | None, typer.Option(help=f"{CONFIG_HELP} Without one: {_DEFAULT}.")] = None,
     model: Annotated[str | None, typer.Option(help="Model name, diffusers folder or hub name.")] = None,
     policy: PolicyOption = None,
     preset: PresetOption = None,
@@ -51,7 +58,10 @@ def generate(
     height: Annotated[int | None, typer.Option(help="Pixels.")] = None,
     width: Annotated[int | None, typer.Option(help="Pixels.")] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
-    nproc: Annotated[int | None, typer.Option(help="Ranks to start on this machine.", min=1)] = None,
+    nproc: Annotated[int | None, typer.Option(help="Ranks to start.", min=1)] = None,
+    launcher: LauncherOption = "local",
+    address: AddressOption = None,
+    wait: WaitOption = 0,
     cfg: CfgOption = None,
     kv: KvOption = None,
     ulysses: UlyssesOption = None,
@@ -59,75 +69,48 @@ def generate(
     trace: Annotated[
         bool, typer.Option("--trace", help="Also write trace.json, a timeline of all ranks.")
     ] = False,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            parser=given_path, metavar="FOLDER", help="Go on with the run whose --out this was, on any mesh."
+        ),
+    ] = None,
 ) -> None:
     """Make a video from a prompt, on one process or on several ranks (--nproc, or torchrun)."""
-    named = {
-        "model.name": model,
-        "sampling.seed": seed,
-        "video.frames": frames,
-        "video.height": height,
-        "video.width": width,
-        "sampling.steps": steps,
-        "mesh.cfg": cfg,
-        "mesh.kv": kv,
-        "mesh.ulysses": ulysses,
-    }
-    settings = read_config(config, preset=preset, policy=policy, pairs=set_, named=named)
-    prompt, call, place = typed(prompt), context.ensure_object(Call), find_place()
-    check_prompt(prompt)
-    if nproc is not None:
-        _check_ranks(nproc, settings, place)
-    check_numbers(settings, ranks=nproc or place.world)
-    if nproc is not None and nproc > 1:
-        _launch(nproc, call.arguments, out)
+    call, place, named = context.ensure_object(Call), find_place(), named_keys(context.params)
+    prompt = None if prompt is None else typed(prompt)
+    if resume is not None:
+        _alone_with_resume({"--out": out, "--config": config, "--preset": preset, "--policy": policy})
+        out = resume
+        prompt, settings = unfinished_run(out, prompt, pairs=set_, named=named)
     else:
-        _generate(settings, prompt, out, place, save_latents=save_latents, trace=trace)
-    if place.is_coordinator and SUPERVISOR not in os.environ:
+        settings = read_config(
+            _DEFAULT if config is None else config, preset=preset, policy=policy, pairs=set_, named=named
+        )
+    if prompt is None or out is None:
+        missing = "argument 'prompt'" if prompt is None else "option '--out'"
+        raise UserError(f"Missing {missing} (see `jano-dist generate --help`)")
+    check_prompt(prompt)
+    check_ranks(nproc, settings, place, launcher)
+    speaks = place.is_coordinator and SUPERVISOR not in os.environ
+    if nproc is not None and (nproc > 1 or launcher == "ray"):
+        launch(Launch(launcher, nproc, address, wait), call.arguments, settings, out)
+    else:
+        with resumable(out) if speaks else nullcontext():
+            files = {"save_latents": save_latents, "trace": trace}
+            _generate(settings, prompt, out, place, resume=resume is not None, **files)
+    if speaks:
         log().print(f"the whole command took {time.monotonic() - call.started:.1f} s", soft_wrap=True)
 
 
-def _check_ranks(nproc: int, settings: Config, place: Place) -> None:
-    """What can be said of --nproc before any rank is started."""
-    if place.world > 1:
-        raise UserError("--nproc starts ranks, but torchrun has started some already: leave it out")
-    most = _RANKS_PER_CORE * (os.cpu_count() or 1)
-    if nproc > most:
-        raise UserError(
-            f"--nproc {nproc} is more than {_RANKS_PER_CORE} ranks for each core of this machine: "
-            f"start at most {most}"
-        )
-    asked = {name: degree for name, degree in settings.mesh.model_dump().items() if degree}
-    product = math.prod(asked.values())
-    if nproc % product or (len(asked) == 3 and nproc != product):
-        degrees = " x ".join(f"--{name} {degree}" for name, degree in asked.items())
-        raise UserError(
-            f"{degrees} is {count(product, 'rank')}, which does not fit --nproc {nproc}: "
-            f"use --nproc {product}, or leave a degree out"
-        )
-
-
-def _launch(nproc: int, arguments: Sequence[str], out: Path) -> None:
-    """The same command on several ranks, of which rank 0 holds `out`; from here it is only looked at."""
-    with ending_at_once():
-        from jano_dist.launchers.local import launch
-
-    with reserve(out):
-        pass
-    launch(nproc, _without_option(arguments, "--nproc"))
-
-
-def _without_option(arguments: Sequence[str], name: str) -> list[str]:
-    """A command line without an option and its value, written either way and however often."""
-    end = list(arguments).index("--") if "--" in arguments else len(arguments)  # what follows are no options
-    kept = [argument for argument in arguments[:end] if not argument.startswith(f"{name}=")]
-    while name in kept:
-        place = kept.index(name)
-        del kept[place : place + 2]
-    return [*kept, *arguments[end:]]
+def _alone_with_resume(options: dict[str, object]) -> None:
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise UserError(f"--resume goes on with what the run was begun with: leave {', '.join(given)} out")
 
 
 def _generate(
-    settings: Config, prompt: str, out: Path, place: Place, *, save_latents: bool, trace: bool
+    settings: Config, prompt: str, out: Path, place: Place, *, resume: bool, save_latents: bool, trace: bool
 ) -> None:
     """This rank's part of the work, from the first import to the written video."""
     with _holding(out, place), Bar(log()) as bar:
@@ -139,6 +122,11 @@ def _generate(
             from jano_dist.runtime import join
             from jano_dist.trace import begin_trace
 
+        snapshots = SnapshotFolder(
+            unfinished(out), settings.snapshot.seconds, resume=_resumption(resume), note=bar.note
+        )
+        if place.is_coordinator and _resumption(resume) == "no":
+            note_unfinished(out)
         with join(settings.runtime) as store:
             progress = Progress(bar if place.is_coordinator else NullObserver(), store, place)
             observer = begin_trace(progress, asked=trace)
@@ -146,14 +134,33 @@ def _generate(
             observer.watch(engine.mesh)
             if place.is_coordinator and place.world > 1:
                 bar.say(engine.mesh_choice)
-            generation = engine.generate(prompt, observer=observer)
+            with _dropping_what_is_of_no_use(out):
+                generation = engine.generate(prompt, observer=observer, snapshots=snapshots)
             tracks = observer.gather()
+            generation.record["recoveries"] = recoveries(store)
         if place.is_coordinator:
             bar.phase("write")
             write_run(out, generation, fps=settings.video.fps, save_latents=save_latents, tracks=tracks)
+            clear(unfinished(out))
     if place.is_coordinator:
         with suppress(KeyboardInterrupt):  # the video is there, and to say that it is not would be wrong
             _summary(log(), out, generation.record)
+
+
+@contextmanager
+def _dropping_what_is_of_no_use(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except NotFinite:
+        clear(unfinished(out))
+        raise
+
+
+def _resumption(asked: bool) -> Literal["no", "may", "must"]:
+    """Whether this process goes on with snapshots: as the user asked, or because the ranks started again."""
+    if attempt() > 0:
+        return "may"
+    return "must" if asked else "no"
 
 
 @contextmanager

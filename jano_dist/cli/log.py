@@ -2,7 +2,6 @@
 
 import os
 import sys
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
@@ -99,12 +98,3 @@ class Bar:
         self._progress.update(self._task, completed=done, total=steps, step=text)
         if not self._console.is_terminal and done % max(1, steps // 10) == 0:
             self._console.print(f"step {done}/{steps}: {text}, {record.seconds:.2f} s")
-
-
-def quiet_libraries() -> None:
-    """Our progress bar is the only one; the libraries' warnings about our own hooks help nobody."""
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost rank is reported by us, once
-    for name in ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY", "HF_HUB_VERBOSITY"):
-        os.environ.setdefault(name, "error")
-    if not sys.warnoptions:  # `python -W` asks to see them
-        warnings.filterwarnings("ignore", module="diffusers|transformers|huggingface_hub|torch")

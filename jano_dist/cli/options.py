@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -20,6 +20,19 @@ class Call:
     started: float
 
 
+# Options that stand for a config key.
+_KEYS = {
+    "model": "model.name",
+    "seed": "sampling.seed",
+    "frames": "video.frames",
+    "height": "video.height",
+    "width": "video.width",
+    "steps": "sampling.steps",
+    "cfg": "mesh.cfg",
+    "kv": "mesh.kv",
+    "ulysses": "mesh.ulysses",
+}
+
 CONFIG_HELP = f"One of {', '.join(config_names())}, or a .yaml file."
 
 PolicyOption = Annotated[str | None, typer.Option("--policy", help="jano or full.")]
@@ -28,6 +41,12 @@ SetOption = Annotated[list[str] | None, typer.Option("--set", help="key=value, a
 CfgOption = Annotated[int | None, typer.Option("--cfg", help="2: one guidance branch per half of the ranks.")]
 KvOption = Annotated[int | None, typer.Option("--kv", help="Shards of a branch's keys and values.")]
 UlyssesOption = Annotated[int | None, typer.Option("--ulysses", help="Ranks that share a branch's heads.")]
+Launcher = Literal["local", "ray"]
+LauncherOption = Annotated[Launcher, typer.Option(help="Where ranks start: this machine, or a Ray cluster.")]
+AddressOption = Annotated[
+    str | None, typer.Option(help="Of the Ray cluster: HOST:PORT or auto; else one of this machine's own.")
+]
+WaitOption = Annotated[float, typer.Option(help="Seconds to wait until the Ray cluster has room.", min=0)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -47,6 +66,11 @@ def typed(text: str) -> str:
         return text  # no UTF-8 either, which is said by whoever reads it
 
 
+def named_keys(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Config key -> value of the option that stands for it, of those that a command has."""
+    return {key: options[name] for name, key in _KEYS.items() if name in options}
+
+
 def read_config(
     name: str,
     *,
@@ -64,5 +88,10 @@ def read_config(
     Raises:
         UserError: see `load_config`.
     """
+    return load_config(name, preset=preset, policy=policy, overrides=config_overrides(pairs, named))
+
+
+def config_overrides(pairs: Sequence[str] | None, named: Mapping[str, Any]) -> list[str]:
+    """`key=value` for all that the command line changes in a config; see `read_config`."""
     overrides = [f"{key}={json.dumps(value)}" for key, value in named.items() if value is not None]
-    return load_config(name, preset=preset, policy=policy, overrides=[*map(typed, pairs or []), *overrides])
+    return [*map(typed, pairs or []), *overrides]

@@ -7,7 +7,6 @@ import typer
 from rich.console import Console
 
 from jano_dist.cli import ending_at_once
-from jano_dist.cli.log import quiet_libraries
 from jano_dist.cli.numbers import check_cluster, check_numbers
 from jano_dist.cli.options import (
     CONFIG_HELP,
@@ -20,6 +19,7 @@ from jano_dist.cli.options import (
     UlyssesOption,
     read_config,
 )
+from jano_dist.libraries import quiet_libraries
 
 
 def plan(

@@ -1,6 +1,6 @@
 """Configuration: what can be set, how it is read, and what is said of a setting that does not fit."""
 
-from jano_dist.config.load import change_sampling, config_names, load_config
+from jano_dist.config.load import change_config, change_sampling, config_names, load_config
 from jano_dist.config.settings import (
     CacheConfig,
     Config,
@@ -11,6 +11,7 @@ from jano_dist.config.settings import (
     ModelConfig,
     RuntimeConfig,
     SamplingConfig,
+    SnapshotConfig,
     VideoConfig,
     check_prompt,
 )
@@ -25,7 +26,9 @@ __all__ = [
     "ModelConfig",
     "RuntimeConfig",
     "SamplingConfig",
+    "SnapshotConfig",
     "VideoConfig",
+    "change_config",
     "change_sampling",
     "check_prompt",
     "config_names",

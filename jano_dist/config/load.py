@@ -1,5 +1,6 @@
 """YAML files, presets and `--set a.b=c` merged into one `Config`."""
 
+import copy
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -58,14 +59,32 @@ def load_config(
     return _validate(raw, str(name))
 
 
+def change_config(
+    raw: Mapping[str, Any], overrides: Sequence[str] | Mapping[str, Any], source: str
+) -> Config:
+    """A config from `raw`, as `Config.model_dump` gives it, with some keys changed.
+
+    Args:
+        overrides: see `load_config`. source: what it is called in a sentence.
+
+    Raises:
+        UserError: unknown key, or a value that does not fit.
+    """
+    changed = copy.deepcopy(dict(raw))
+    for key, value in _pairs(overrides):
+        _assign(changed, key, value)
+    return _validate(changed, source)
+
+
 def change_sampling(sampling: SamplingConfig, changes: Mapping[str, Any]) -> SamplingConfig:
-    """`sampling` with some of its keys changed.
+    """`sampling` with some of its keys changed; None keeps a key as it is.
 
     Raises:
         UserError: a value that does not fit.
     """
+    given = {key: value for key, value in changes.items() if value is not None}
     try:
-        return SamplingConfig.model_validate({**sampling.model_dump(), **changes})
+        return SamplingConfig.model_validate({**sampling.model_dump(), **given})
     except ValidationError as error:
         first = error.errors()[0]
         raise UserError(sentence({**first, "loc": ("sampling", *first["loc"])}, {})) from error

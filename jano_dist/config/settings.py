@@ -147,6 +147,18 @@ class RuntimeConfig(_Frozen):
     timeout_seconds: _Float = Field(
         120, gt=0, le=86_400, description="how long a rank waits for the others before it gives up"
     )
+    stall_seconds: _Float = Field(
+        60, ge=2, le=86_400, description="a rank that gives no sign of life for so long is taken for dead"
+    )
+    recoveries: _Int = Field(
+        2, ge=0, description="how often the launcher starts the ranks again when one of them fails"
+    )
+
+
+class SnapshotConfig(_Frozen):
+    """What is kept while a run goes on, to go on from when it fails."""
+
+    seconds: _Float = Field(30, ge=0, description="at least so long from one snapshot to the next")
 
 
 class Config(_Frozen):
@@ -159,6 +171,7 @@ class Config(_Frozen):
     mesh: MeshConfig = MeshConfig()
     cache: CacheConfig = CacheConfig()
     runtime: RuntimeConfig = RuntimeConfig()
+    snapshot: SnapshotConfig = SnapshotConfig()
     preset: str | None = None
 
 

@@ -23,3 +23,7 @@ class Policy(Protocol):
             A complexity map uint8 [N] when a new one was made at this step, else None. From the
             next step on the engine computes by the plan made from it.
         """
+
+    def starts_afresh(self, step: int) -> bool:
+        """Whether step `step` and all after it need no cache and nothing that the policy has observed, so
+        that a snapshot taken before it holds all they need."""

@@ -19,3 +19,6 @@ class FullPolicy:
 
     def observe(self, step: int, velocity: Tensor) -> Tensor | None:
         return None
+
+    def starts_afresh(self, step: int) -> bool:
+        return True

@@ -71,6 +71,11 @@ class JanoPolicy:
     def decide(self, step: int) -> StepKind:
         return self.schedule.kind(step)
 
+    def starts_afresh(self, step: int) -> bool:
+        schedule = self.schedule
+        cools_down = step >= schedule.steps - schedule.cooldown  # from here on nobody reads the caches
+        return step >= schedule.warmup and (cools_down or schedule.kind(step) is StepKind.REFRESH)
+
     def observe(self, step: int, velocity: Tensor) -> Tensor | None:
         if step >= self.schedule.warmup:
             return None

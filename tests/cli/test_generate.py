@@ -23,8 +23,8 @@ from safetensors.torch import load, save
 from jano_dist import cli as command_line
 from jano_dist import load_config, run_folder
 from jano_dist.cli.app import run
-from jano_dist.cli.generate import _without_option
 from jano_dist.cli.log import Bar
+from jano_dist.cli.ranks import without_options
 from jano_dist.gang import Stopped
 from jano_dist.models.wan import WanTransformer
 from jano_dist.observe import StepRecord
@@ -101,10 +101,10 @@ class TestFiles:
 class TestRecord:
     def test_keys(self, record):
         assert list(record) == [
-            "prompt", "config", "made",
+            "prompt", "config", "made", "resumed_from_step",
             "device",
-            "versions", "mesh", "policy", "levels", "steps", "seconds", "memory", "flops",
-            "telemetry",
+            "versions", "mesh", "policy", "levels", "steps", "seconds", "memory", "flops", "telemetry",
+            "recoveries",
         ]  # fmt: skip
 
     def test_config_is_the_resolved_one(self, record, small):
@@ -229,7 +229,7 @@ def test_what_follows_two_dashes_is_no_option():
     """A prompt named like the option that is taken out of the ranks' command line."""
     arguments = ["generate", "--nproc", "2", "--out", "o", "--nproc=3", "--", "--nproc=4 balls"]
     wanted = ["generate", "--out", "o", "--", "--nproc=4 balls"]
-    assert _without_option(arguments, "--nproc") == wanted
+    assert without_options(arguments, ["--nproc"]) == wanted
 
 
 def test_parents_of_out_are_made(cli, small, tmp_path):

@@ -14,6 +14,7 @@ from jano_dist.errors import RunError
 from jano_dist.mesh import Mesh, Traffic
 from jano_dist.models import Branch, Geometry
 from jano_dist.observe import NullObserver, StepRecord
+from jano_dist.snapshot import NoSnapshots
 from jano_dist.tokens.plan import TokenPlan
 from jano_dist.tokens.schedule import StepKind
 from tests.gang.harness import gang
@@ -77,6 +78,9 @@ class TwoLayers:
     device, dtype = torch.device("cpu"), DTYPE
     scheduler = staticmethod(Euler)
     rank = 0
+
+    def branch(self, text):
+        return Branch(text[0])
 
     def noise(self, latent, seed):
         return drawn(seed + self.rank, *latent, 2).movedim(-1, 0)
@@ -142,15 +146,14 @@ def denoise(mesh, guided=True, **cache):
     policy, heard = Follow(mesh), Heard()
     denoiser = Denoiser(settings(**cache), model, mesh, LATENT)
     texts = TEXTS[: 1 + guided]
-    own = texts[mesh.index("cfg") :][: len(texts) // mesh.size("cfg")]
     with (
         torch.inference_mode(),
         mock.patch("jano_dist.denoise.time", SimpleNamespace(perf_counter=lambda: float(next(ticks)))),
     ):
         with torch.device("meta"):  # where anything made on the default device would be
-            state = denoiser.begin([Branch(text) for text in own], seed=5)
+            state = denoiser.begin(torch.stack(texts), seed=5)
         first = state.latent.clone(), state.levels.clone(), state.plan.order, [c.nbytes for c in state.caches]
-        denoiser.run(state, policy, heard)
+        denoiser.run(state, policy, heard, NoSnapshots(), {})
     bytes_kept = [cache.nbytes for cache in state.caches], state.workspace_bytes
     return SimpleNamespace(
         place=mesh.index("sequence"),
@@ -307,11 +310,11 @@ def test_latents_that_are_not_finite(bad, step, kind):
     model, mesh = TwoLayers(), Mesh()
     model.scheduler = Broken
     denoiser = Denoiser(settings(), model, mesh, LATENT)
-    state = denoiser.begin([Branch(text) for text in TEXTS], seed=5)
+    state = denoiser.begin(torch.stack(TEXTS), seed=5)
     with pytest.raises(
         RunError, match=rf"^the latents became non-finite in step {step} \({kind}\): use model.dtype"
     ):
-        denoiser.run(state, Follow(mesh), NullObserver())
+        denoiser.run(state, Follow(mesh), NullObserver(), NoSnapshots(), {})
     assert len(state.steps) == step
 
 
@@ -325,9 +328,9 @@ def with_another_plan_on(ranks):
 
     denoiser = Denoiser(settings(), TwoLayers(), mesh, LATENT)
     with mock.patch.object(TokenPlan, "from_levels", backwards if mesh.rank in ranks else honest):
-        state = denoiser.begin([Branch(text) for text in TEXTS], seed=5)
+        state = denoiser.begin(torch.stack(TEXTS), seed=5)
         with pytest.raises(RunError) as caught:
-            denoiser.run(state, Follow(mesh), NullObserver())
+            denoiser.run(state, Follow(mesh), NullObserver(), NoSnapshots(), {})
     return str(caught.value)
 
 

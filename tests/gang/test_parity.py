@@ -333,7 +333,7 @@ def step_bytes(computed, tokens, split, *, branches=2, mapped=False):
 
     In every layer and branch, of every computed row. Ulysses: q, k, v and the output of the heads that its
     rank does not keep. Resident: the query to every other shard, and from there an output and a logarithm
-    per head. Then CFG: each partner's output row; and the guided row to the rest of its branch. Two int64
+    per head. Then CFG: each partner's output row; and the guided row to the rest of its branch. Three int64
     from the coordinator, and with a new map a byte per token from it and 32 bytes from all to all.
     """
     cfg, kv, ulysses = split
@@ -344,7 +344,7 @@ def step_bytes(computed, tokens, split, *, branches=2, mapped=False):
     exchanges = branches * LAYERS * computed * (by_heads + resident)
     swap = computed * ROW_WIDTH * 4 * (2 if cfg == 2 else 0)
     gather = computed * ROW_WIDTH * 4 * (kv * ulysses - 1) * cfg
-    control = 2 * 8 * (world - 1)
+    control = 3 * 8 * (world - 1)
     plan = (tokens + 32 * world) * (world - 1) if mapped else 0
     return exchanges + swap + gather + control + plan
 

@@ -1,10 +1,12 @@
-"""A rank in which something goes wrong: the command line, with a fault built in. Run as a script.
+"""A rank in which something goes wrong: the command line, with a fault built in.
 
-BROKEN is `HOW:RANK:STEP`; HOW is raise, kill, hang or full (no space left). STEP may be `write`: when the
-run folder is half written. Every rank writes its process id, and the broken one the time of its fault, to
-the folder FAULTS.
+BROKEN is `HOW:RANK:PLACE`, or `HOW:RANK:PLACE:TIMES` where only the first TIMES starts of the ranks break.
+HOW is raise, kill, abort, full (no space left), hang (asleep, but it hears signals), stuck (asleep in C, deaf
+to signals) or stop (as by SIGSTOP). PLACE is a step, encode, decode, or write: when the run folder is half
+written. Every rank writes its process id, and the broken one the time of its fault, to the folder FAULTS.
 """
 
+import ctypes
 import errno
 import os
 import signal
@@ -15,32 +17,49 @@ os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"  # the command line does so before i
 
 from jano_dist import cli, run_folder
 from jano_dist.denoise import Denoiser
+from jano_dist.engine import Engine
+from jano_dist.gang import attempt
+from jano_dist.models.wan_pipeline import WanModel
 
 
 def break_down(how: str) -> None:
     (Path(os.environ["FAULTS"]) / "time").write_text(str(time.time()))
     if how == "raise":
         raise ValueError("boom")
-    if how == "kill":
-        os.kill(os.getpid(), signal.SIGKILL)
     if how == "full":
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    if how == "stuck":
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        ctypes.CDLL(None).sleep(1000)
+    numbers = {"kill": signal.SIGKILL, "abort": signal.SIGABRT, "stop": signal.SIGSTOP}
+    if how in numbers:
+        os.kill(os.getpid(), numbers[how])
     time.sleep(1000)
 
 
-def main() -> None:
-    how, rank, step = os.environ["BROKEN"].split(":")
-    (Path(os.environ["FAULTS"]) / f"pid{os.environ['RANK']}").write_text(str(os.getpid()))
-    velocity, mine = Denoiser._velocity, os.environ["RANK"] == rank
+def _breaking(owner: type, name: str, how: str, strikes=lambda *_: True) -> None:
+    """Break down when a method is called."""
+    whole = getattr(owner, name)
 
-    def broken(self, state, index, *rest):
-        if mine and str(index) == step:
+    def broken(self, *args, **kwargs):
+        if strikes(*args):
             break_down(how)
-        return velocity(self, state, index, *rest)
+        return whole(self, *args, **kwargs)
 
-    Denoiser._velocity = broken
-    if mine and step == "write":
-        run_folder.timeline_picture = lambda *_: break_down(how)
+    setattr(owner, name, broken)
+
+
+def main() -> None:
+    how, rank, place, *times = os.environ["BROKEN"].split(":")
+    own, start = os.environ["RANK"], attempt()
+    (Path(os.environ["FAULTS"]) / f"pid{own}{f'-{start}' if start else ''}").write_text(str(os.getpid()))
+    if own == rank and not (times and start >= int(times[0])):
+        if place == "write":
+            run_folder.timeline_picture = lambda *_: break_down(how)
+        elif place in ("encode", "decode"):
+            _breaking(*((Engine, "_encode") if place == "encode" else (WanModel, "decode")), how)
+        else:
+            _breaking(Denoiser, "_velocity", how, lambda state, index, *_: index == int(place))
     cli.main()
 
 

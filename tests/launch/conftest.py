@@ -13,6 +13,7 @@ import pytest
 from tests.launch.forked import Forked
 
 HERE = Path(__file__).parent
+PATHS = {"PYTHONPATH": str(HERE.parents[1])}  # for the ranks, which run tests/launch/broken.py
 LIMIT = 150  # seconds until a test gives up on a process
 
 
@@ -101,13 +102,16 @@ def generate(small):
 
 @either_way
 def supervised(request, command, start, generate, tmp_path, begun):
-    """Two ranks by --nproc of which one breaks: `supervised("raise:1:3", out)`, not yet waited for."""
+    """Two ranks by --nproc of which one breaks: `supervised("raise:1:3", out)`, not yet waited for.
 
-    def begin(broken, out, *more):
-        arguments = generate(out, "--nproc", 2, *more)
+    `recoveries`: how often they may be started again.
+    """
+
+    def begin(broken, out, *more, recoveries=0):
+        arguments = generate(out, "--nproc", 2, "--set", f"runtime.recoveries={recoveries}", *more)
         if request.param == "started":
-            return start(sys.executable, HERE / "supervised.py", *arguments, BROKEN=broken)
-        environment = {**command[1], "FAULTS": str(tmp_path), "BROKEN": broken}
+            return start(sys.executable, HERE / "supervised.py", *arguments, BROKEN=broken, **PATHS)
+        environment = {**command[1], "FAULTS": str(tmp_path), "BROKEN": broken, **PATHS}
         begun.append(Forked(arguments, environment, tmp_path))
         return begun[-1]
 

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NoReturn
@@ -15,9 +16,8 @@ from typing import NoReturn
 import torch
 
 from jano_dist import cli
-from jano_dist.launchers import local
+from jano_dist.launchers import local, zygote
 from tests.gang.harness import CONTEXT
-from tests.launch import broken
 
 
 class Forked:
@@ -55,31 +55,32 @@ class Forked:
         return [path.read_text() for path in self._streams]
 
 
-class _Rank:
-    """What the launcher takes for a `subprocess.Popen`."""
+class _Zygote:
+    """What the launcher takes for a `subprocess.Popen` of a zygote, which has all imports already."""
 
-    def __init__(self, call: Sequence[str], *, env: dict[str, str], stdin: int) -> None:
-        arguments = list(call)[len(local.COMMAND) :]
-        self._process = multiprocessing.get_context("fork").Process(target=_follow, args=(arguments, env))
+    def __init__(self, call: Sequence[str], *, env: dict[str, str], stdin: int, pass_fds: list[int]) -> None:
+        (descriptor,) = pass_fds
+        self._process = multiprocessing.get_context("fork").Process(target=_hatch, args=(descriptor, env))
         self._process.start()
-        self.terminate, self.kill, self.wait = self._process.terminate, self._process.kill, self._process.join
-
-    def poll(self) -> int | None:
-        return self._process.exitcode
+        self.wait = self._process.join
 
 
 def _lead(arguments: list[str], environment: dict[str, str], streams: Sequence[Path]) -> NoReturn:
     os.setsid()
     for number, path in enumerate(streams, start=1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), number)
-    local.subprocess = SimpleNamespace(Popen=_Rank, DEVNULL=subprocess.DEVNULL)
+    local.subprocess = SimpleNamespace(Popen=_Zygote, DEVNULL=subprocess.DEVNULL)
+    if "BROKEN" in environment:
+        local.LocalGang = partial(local.LocalGang, entry=("tests.launch.broken", "main"))
     _live(lambda: cli.run(arguments), environment)
 
 
-def _follow(arguments: list[str], environment: dict[str, str]) -> NoReturn:
-    os.closerange(3, 1024)  # as a program that is executed has it: the launcher's socket is not its own
-    sys.argv = ["jano-dist", *arguments]
-    _live(broken.main if "BROKEN" in environment else cli.main, environment)
+def _hatch(descriptor: int, environment: dict[str, str]) -> NoReturn:
+    # As a program that is executed has it: the launcher's ends of sockets are not its own.
+    os.closerange(3, descriptor)
+    os.closerange(descriptor + 1, 1024)
+    sys.argv = ["zygote", str(descriptor)]
+    _live(zygote.main, environment)
 
 
 def _live(command: Callable[[], int | None], environment: dict[str, str]) -> NoReturn:

@@ -22,11 +22,16 @@ def earlier(tmp_path):
     return folder
 
 
-def untouched(folder):
+def untouched(folder, snapshots=0):
+    """Whether the earlier run is as it was, and nothing is beside it but what is needed to go on."""
     kept = {path.name: path.read_bytes() for path in folder.iterdir()}
-    return kept == {"run.json": RECORD.encode(), "video.mp4": b"a video"} and list(
-        folder.parent.iterdir()
-    ) == [folder]
+    unfinished = folder.with_name("run.jano-dist-unfinished")
+    beside = {folder} | ({unfinished} if snapshots else set())
+    return (
+        kept == {"run.json": RECORD.encode(), "video.mp4": b"a video"}
+        and set(folder.parent.iterdir()) == beside
+        and len(list(unfinished.glob("step-*.snapshot"))) == snapshots
+    )
 
 
 def test_a_rank_that_raises(supervised, earlier, tmp_path):
@@ -86,8 +91,9 @@ def test_a_disk_that_is_full(supervised, earlier, tmp_path):
     (sentence,) = ended.sentences
     assert "the run could not be written" in sentence
     assert "No space left on device" in sentence
+    assert sentence.endswith(f"; to go on: jano-dist generate --resume {earlier}")
     assert gone(tmp_path, 2)
-    assert untouched(earlier)
+    assert untouched(earlier, snapshots=2)
 
 
 def test_stopped_while_it_writes(supervised, earlier, tmp_path):
@@ -98,7 +104,7 @@ def test_stopped_while_it_writes(supervised, earlier, tmp_path):
     ended = finish(process)
     assert ended.code == 143
     assert gone(tmp_path, 2)
-    assert untouched(earlier)
+    assert untouched(earlier, snapshots=2)
 
 
 def test_interrupted_before_the_ranks_have_met(supervised, earlier, tmp_path):
@@ -171,11 +177,11 @@ class TestBadInput:
     def test_nproc_inside_a_gang(self, cli, generate, tmp_path, monkeypatch):
         for name, value in {"RANK": "0", "WORLD_SIZE": "2"}.items():
             monkeypatch.setenv(name, value)
-        from jano_dist.cli.generate import _check_ranks
+        from jano_dist.cli.ranks import check_ranks
         from jano_dist.gang import find_place
 
         with pytest.raises(UserError, match="leave it out"):
-            _check_ranks(2, load_config("wan-tiny"), find_place())
+            check_ranks(2, load_config("wan-tiny"), find_place(), "local")
 
     @pytest.mark.slow
     @pytest.mark.parametrize("options", [["--set", "polcy.name=full"], ["--cfg", 2, "--ulysses", 3]])

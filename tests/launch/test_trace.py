@@ -52,8 +52,8 @@ def check_steps(rows, record):
 
 
 def check_collectives(rows):
-    """Per layer and forward two exchanges for heads; per step a gather and a decision; once a map and its
-    digest."""
+    """Per layer and forward two exchanges for heads; per step a gather and a decision. With the map come its
+    digest and, for the first snapshot, what ranks know of the steps."""
     layers = read_sizes("wan-tiny", local=True).geometry.layers
     exchanges = BRANCHES * 2 * layers
     for row in rows:
@@ -67,12 +67,12 @@ def check_collectives(rows):
                     "all-to-all sequence": 1,
                     "wait sequence": 1,
                     "broadcast": 1 + mapped,
-                    "collect": int(mapped),
+                    "collect": 2 * mapped,
                 }
             )
-        # Text and noise are the coordinator's, once all are there.
+        # Whether there is a snapshot, and text and noise once all are there: the coordinator's.
         encode = [event["name"] for event in row["collective"] if inside(event, row["phase"][1])]
-        assert encode == ["await everyone", "broadcast", "broadcast"]
+        assert encode == ["broadcast", "await everyone", "broadcast", "broadcast"]
         assert "await everyone" in [e["name"] for e in row["collective"] if inside(e, row["phase"][3])]
 
 
@@ -87,7 +87,8 @@ def check_alignment(rows):
 
 def test_two_ranks(jano_dist, generate, tmp_path):
     out = tmp_path / "run"
-    ended = finish(jano_dist(*generate(out, "--nproc", 2, "--ulysses", 2, "--trace")))
+    one_snapshot = ("--set", "snapshot.seconds=3600")
+    ended = finish(jano_dist(*generate(out, "--nproc", 2, "--ulysses", 2, "--trace", *one_snapshot)))
     assert (ended.code, ended.err) == (0, "")
     record = json.loads((out / "run.json").read_text())
     events = json.loads((out / "trace.json").read_text())["traceEvents"]
@@ -107,6 +108,30 @@ def test_two_ranks(jano_dist, generate, tmp_path):
     ended = finish(jano_dist(*generate(out, "--policy", "full", "--steps", 1)))
     assert ended.code == 0
     assert not (out / "trace.json").exists()
+
+
+def test_ranks_that_were_started_again(supervised, tmp_path):
+    """Rank 1 is killed in step 9, and the gang goes on with step 8: a row shows how long nothing went on."""
+    out = tmp_path / "run"
+    again = supervised("kill:1:9:1", out, "--set", "snapshot.seconds=0", "--trace", recoveries=1)
+    ended = finish(again)
+    assert (ended.code, ended.err) == (0, "")
+    (row,) = json.loads((out / "run.json").read_text())["recoveries"]
+    events = json.loads((out / "trace.json").read_text())["traceEvents"]
+    (lost,) = [event for event in events if event.get("cat") == "recovery"]
+    assert lost["tid"] == 2
+    assert lost["ts"] == 0  # nothing that was noted before it is left
+    assert lost["dur"] == pytest.approx(1e6 * (row["resumed"] - row["ended"]), abs=1)
+    assert lost["args"]["sentence"] == row["sentence"]
+    assert lost["args"]["step"] == 8
+    for rank in (0, 1):
+        steps = [e for e in events if e["tid"] == rank and e.get("cat") == "step"]
+        assert [step["name"] for step in steps] == [f"step {i} {KINDS[i]}" for i in range(8, 12)]
+        load = next(e for e in events if e["tid"] == rank and e.get("cat") == "phase")
+        assert 0 < load["ts"] < steps[0]["ts"]
+        # Rank 0 says when the first step is done; within a millisecond, as wall clocks are set now and then.
+        if rank == 0:
+            assert end(steps[0]) <= lost["dur"] + 1e3 <= end(steps[1]) + 1e3
 
 
 def test_one_process(cli, small, tmp_path):

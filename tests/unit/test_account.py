@@ -31,10 +31,11 @@ from jano_dist.degrees import Degrees, choose_degrees, valid_degrees
 from jano_dist.denoise import Denoiser
 from jano_dist.errors import UserError
 from jano_dist.mesh import Mesh
-from jano_dist.models.base import Branch, Geometry
+from jano_dist.models.base import Geometry
 from jano_dist.models.sizes import read_sizes
 from jano_dist.observe import NullObserver
 from jano_dist.policies import make_policy
+from jano_dist.snapshot import NoSnapshots
 from jano_dist.tokens.schedule import StepKind
 from tests.cli.sentence import assert_sentence
 
@@ -370,11 +371,11 @@ class TestEstimates:
         latent = model.geometry.latent_shape(33, 480, 832)
         denoiser = Denoiser(settings, model, Mesh.single(), latent)
         shape = token_count(model.geometry, settings), model.geometry.row_width
-        branches = [Branch(torch.zeros(1, 32, model.geometry.text_dim))] * 2
+        text = torch.zeros(2, 32, model.geometry.text_dim)
         policy = make_policy(settings.policy.model_dump(), steps=5, latent=latent, patch=model.geometry.patch)
 
         def denoise():
-            denoiser.run(denoiser.begin(branches, seed=0), policy, NullObserver())
+            denoiser.run(denoiser.begin(text, seed=0), policy, NullObserver(), NoSnapshots(), {})
 
         def forward(*_):
             return torch.zeros(shape, dtype=model.dtype)

@@ -1,6 +1,5 @@
 """A rank's place, and command lines handed on to ranks."""
 
-import os
 import signal
 import sys
 from datetime import timedelta
@@ -8,10 +7,11 @@ from datetime import timedelta
 import pytest
 from torch.distributed import HashStore
 
-from jano_dist.cli.generate import _without_option
+from jano_dist.cli.ranks import without_options
 from jano_dist.errors import UserError
-from jano_dist.gang import SUPERVISOR, Cause, Place, Progress, _await_cause, claim, find_place, where
-from jano_dist.launchers.local import _death, _environment
+from jano_dist.gang import Cause, Place, Progress, _await_cause, claim, find_place, where
+from jano_dist.launchers import local
+from jano_dist.launchers.supervisor import _death
 from jano_dist.observe import NullObserver, StepRecord
 
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
@@ -69,10 +69,16 @@ class TestFindPlace:
         with pytest.raises(UserError, match=words):
             find_place()
 
-    def test_of_our_own_ranks(self, environment):
-        for rank in range(3):
-            environment(**{name: _environment(rank, 3, 1234)[name] for name in NAMES})
+    def test_of_our_own_ranks(self, environment, monkeypatch):
+        started = []
+        gang = local.LocalGang(3)
+        monkeypatch.setattr(gang._processes, "start", lambda *order: started.append(order))
+        gang.start(["x"], {"MASTER_ADDR": "127.0.0.1"})
+        for rank, (number, arguments, its) in enumerate(started):
+            assert (number, arguments) == (rank, ["x"])
+            environment(**{name: its[name] for name in NAMES})
             assert find_place() == Place(rank, rank, 3, 3)
+        assert len(started) == 3
 
 
 def test_environment_of_a_rank(monkeypatch):
@@ -80,13 +86,14 @@ def test_environment_of_a_rank(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     monkeypatch.setenv("MASTER_PORT", "1")
     monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
-    environment = _environment(1, 2, 1234)
+    more = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 1234}
+    environment = local.rank_environment(more)
     assert environment["OMP_NUM_THREADS"] == "7"
     assert environment["MASTER_PORT"] == "1234"
-    assert environment[SUPERVISOR] == str(os.getpid())
     assert environment.get("GLOO_SOCKET_IFNAME") == ("lo" if sys.platform == "linux" else None)
     monkeypatch.delenv("OMP_NUM_THREADS")
-    assert _environment(1, 2, 1234)["OMP_NUM_THREADS"] == "1"
+    assert local.rank_environment(more)["OMP_NUM_THREADS"] == "1"
+    assert "GLOO_SOCKET_IFNAME" not in local.rank_environment({**more, "MASTER_ADDR": "10.0.0.1"})
 
 
 @pytest.mark.parametrize(
@@ -103,7 +110,7 @@ def test_environment_of_a_rank(monkeypatch):
 )
 def test_without_option(arguments, kept):
     before = list(arguments)
-    assert _without_option(arguments, "--nproc") == kept
+    assert without_options(arguments, ["--nproc"]) == kept
     assert arguments == before
 
 
@@ -161,6 +168,6 @@ def test_how_far_a_rank_has_got():
 def test_death_of_a_rank_that_said_nothing(code, words):
     store = HashStore()
     Progress(NullObserver(), store, Place(1, 1, 2, 2)).phase("decode")
-    cause = _death(store, 1, code)
+    cause = _death(store, 1, code, 2)
     assert (cause.rank, cause.code) == (1, 1)
     assert all(word in cause.sentence for word in words)

@@ -30,6 +30,8 @@ RECOVERY = {
     "resumed": 1_700_000_009.5,
     "step": 7,
 }
+# It ended before it had finished a step, a second after it was started.
+AGAIN = {"attempt": 2, "sentence": "rank 0 was killed", "ended": 1_700_000_009.0}
 
 
 def rows(**record):
@@ -63,10 +65,11 @@ def test_the_file():
 
 
 def test_recoveries_have_a_row():
-    found, began = rows(recoveries=[RECOVERY])
+    found, began = rows(recoveries=[RECOVERY, AGAIN])
     assert began == "2023-11-14T22:13:28.000+00:00"  # the failure is now the first event
     assert found["recoveries"] == [
-        ("recovery", "recovery 1", 0, 1.5e6, {"cause": "rank 1 was killed", "step": 7})
+        ("recovery", "recovery 1", 0, 1.5e6, {"sentence": "rank 1 was killed", "step": 7}),
+        ("recovery", "recovery 2", 1e6, 0, {"sentence": "rank 0 was killed"}),
     ]
     assert found["rank 0"][0] == ("phase", "encode", 2e6, 1e6, {})
 

@@ -1,0 +1,237 @@
+"""What a generation needs to go on in another process, on the same mesh or another: packed, checked, kept.
+
+    OUT.jano-dist-unfinished/step-000012.snapshot
+
+A snapshot is taken before a step that reads no cache, so no cache is in it: about 100 MB for Wan-14B at 720p.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from jano_dist.errors import UserError
+
+if TYPE_CHECKING:  # the command line looks at facts, for which it need not wait for torch
+    from torch import Tensor
+
+_FORMAT = b"jano_dist snapshot 1 "
+_KEPT = 2  # one may be damaged when the machine goes down
+# What makes a video; how the ranks share the work may change.
+_SAME = ("model", "video", "sampling", "policy")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A generation before step `step`.
+
+    Attributes:
+        step: the next one, from 0.
+        tensors: by name, on a CPU once unpacked.
+        facts: JSON values.
+    """
+
+    step: int
+    tensors: Mapping[str, "Tensor"]
+    facts: Mapping[str, Any]
+
+    def pack(self) -> bytes:
+        """Bytes with a checksum: a line with format and SHA-256 of the rest, a line of JSON, safetensors."""
+        from safetensors.torch import save
+
+        facts = json.dumps({"step": self.step, **self.facts}, allow_nan=False).encode()
+        # Clones, because tensors that share memory are refused.
+        body = (
+            facts
+            + b"\n"
+            + save({name: each.cpu().contiguous().clone() for name, each in self.tensors.items()})
+        )
+        return _FORMAT + hashlib.sha256(body).hexdigest().encode() + b"\n" + body
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> "Snapshot":
+        """What `pack` made.
+
+        Raises:
+            ValueError: it is not whole.
+        """
+        from safetensors.torch import load
+
+        facts, tensors = _parts(packed)
+        return cls(facts.pop("step"), load(tensors), facts)
+
+
+def facts_of(packed: bytes) -> dict[str, Any]:
+    """The facts of a packed snapshot, `step` among them.
+
+    Raises:
+        ValueError: it is not whole.
+    """
+    return _parts(packed)[0]
+
+
+def _parts(packed: bytes) -> tuple[dict[str, Any], bytes]:
+    """Facts, and packed tensors."""
+    head, _, body = packed.partition(b"\n")
+    if head != _FORMAT + hashlib.sha256(body).hexdigest().encode():
+        raise ValueError("not a whole snapshot")
+    facts, _, tensors = body.partition(b"\n")
+    return json.loads(facts), tensors
+
+
+def require_same_run(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    """Refuse to go on with a snapshot of another video.
+
+    Args:
+        wanted, found: the facts `prompt`, `files` (a digest of the model's) and `config` of run and snapshot.
+
+    Raises:
+        UserError: what differs.
+    """
+    if wanted["prompt"] != found["prompt"]:
+        raise UserError(
+            f"the unfinished run is of the prompt {found['prompt']!r}, not of {wanted['prompt']!r}: "
+            "leave the prompt out, or start anew without --resume"
+        )
+    for section in _SAME:
+        ours, theirs = wanted["config"][section], found["config"][section]
+        for key in sorted(ours.keys() | theirs.keys()):
+            if ours.get(key) != theirs.get(key):
+                raise UserError(
+                    f"the unfinished run has {section}.{key} {json.dumps(theirs.get(key))}, not "
+                    f"{json.dumps(ours.get(key))}: leave the setting out, or start anew without --resume"
+                )
+    if wanted["files"] != found["files"]:
+        raise UserError(
+            "the unfinished run was begun with other model files: restore them, or start without --resume"
+        )
+
+
+class Snapshots(Protocol):
+    """Where the coordinator finds and keeps snapshots; other ranks never ask."""
+
+    def newest(self, run: Mapping[str, Any]) -> bytes | None:
+        """The packed snapshot to go on from; None to begin at the beginning.
+
+        Args:
+            run: the facts `prompt`, `files` and `config` of the run that asks.
+
+        Raises:
+            UserError: it is of another run.
+        """
+
+    def due(self, *, last: bool) -> bool:
+        """Whether the last one kept is old enough for another. `last`: only decoding is left."""
+
+    def keep(self, step: int, packed: bytes) -> None:
+        """Keep a packed snapshot taken before step `step`."""
+
+
+class NoSnapshots:
+    """Begins at the beginning and keeps nothing."""
+
+    def newest(self, run: Mapping[str, Any]) -> bytes | None:
+        return None
+
+    def due(self, *, last: bool) -> bool:
+        return False
+
+    def keep(self, step: int, packed: bytes) -> None:
+        return
+
+
+class SnapshotFolder:
+    """Snapshots as files, each complete under its name or not there; the newest two stay.
+
+    Args:
+        folder: made when the first one is kept; what an earlier run left there goes then.
+        seconds: at least so long from one to the next; the first is due at once.
+        resume: whether to go on from what is there: no, where it may be of use, or because it must.
+        note: told in a sentence when one cannot be written, which does not stop the run.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        seconds: float,
+        *,
+        resume: Literal["no", "may", "must"],
+        note: Callable[[str], object],
+    ) -> None:
+        self._folder, self._seconds, self._resume, self._note = folder, seconds, resume, note
+        self._due_at = float("-inf")
+        self._began = False
+
+    def newest(self, run: Mapping[str, Any]) -> bytes | None:
+        packed = None if self._resume == "no" else newest_whole(self._folder)
+        if packed is not None:
+            try:
+                require_same_run(run, facts_of(packed))
+            except UserError:
+                if self._resume == "must":
+                    raise
+                packed = None
+        self._began = packed is not None
+        return packed
+
+    def due(self, *, last: bool) -> bool:
+        return last or time.monotonic() >= self._due_at
+
+    def keep(self, step: int, packed: bytes) -> None:
+        try:
+            self._begin()
+            _write(self._folder / f"step-{step:06}.snapshot", packed)
+            for old in snapshot_files(self._folder)[_KEPT:]:
+                old.unlink()
+        except OSError as error:
+            self._note(
+                f"no snapshot could be written to {self._folder} ({error.strerror or error}): "
+                "the run goes on, but could not be resumed from here"
+            )
+        self._due_at = time.monotonic() + self._seconds
+
+    def _begin(self) -> None:
+        if not self._began:  # a run that starts anew has nothing to do with an earlier one
+            clear(self._folder)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._began = True
+
+
+def snapshot_files(folder: Path) -> list[Path]:
+    """The snapshots in a folder, newest first."""
+    return sorted(folder.glob("step-*.snapshot"), reverse=True)
+
+
+def newest_whole(folder: Path) -> bytes | None:
+    """The newest packed snapshot that is whole; None where there is none."""
+    for path in snapshot_files(folder):
+        try:
+            packed = path.read_bytes()
+            facts_of(packed)
+            return packed
+        except (OSError, ValueError):  # the one before it may be whole
+            continue
+    return None
+
+
+def clear(folder: Path) -> None:
+    """Remove the snapshots, and the folder when nothing else is in it."""
+    for path in (*snapshot_files(folder), *folder.glob("*.unfinished")):
+        path.unlink(missing_ok=True)
+    if folder.is_dir() and not any(folder.iterdir()):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write(path: Path, content: bytes) -> None:
+    """The file is whole under its name also when the machine goes down."""
+    unfinished = path.with_suffix(".unfinished")
+    with unfinished.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.rename(path)

@@ -1,0 +1,83 @@
+"""Signs of life, by a clock that the test sets."""
+
+import pytest
+from torch.distributed import HashStore
+
+from jano_dist.gang import behind
+from jano_dist.watch import Signs
+
+
+@pytest.fixture
+def store():
+    return HashStore()
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+def test_silent_after_the_limit(store):
+    clock = Clock()
+    signs = Signs(store, range(2), 5, clock=clock)
+    assert signs.silent() is None  # nobody has joined yet
+    for second in range(4):
+        clock.now += 2
+        store.set("alive/0", str(second))
+        store.set("alive/1", "once")
+        cause = signs.silent()
+        # Rank 1 was seen first at 102: at 106 it is 4 s, at 108 6 s without a sign.
+        assert (cause is None) == (second < 3)
+    assert (cause.rank, cause.code, cause.final) == (1, 1, False)
+    assert cause.sentence == "rank 1 has given no sign of life for 5 s"
+
+
+def test_the_sentence_says_where(store):
+    clock = Clock()
+    signs = Signs(store, [3], 5, clock=clock)
+    store.set("alive/3", "x")
+    store.set("at/3", "step 7")
+    assert signs.silent() is None
+    clock.now += 5.1
+    assert signs.silent().sentence == "rank 3 has given no sign of life for 5 s in step 7"
+
+
+def test_who_has_left_owes_no_sign(store):
+    clock = Clock()
+    signs = Signs(store, range(1), 5, clock=clock)
+    store.set("alive/0", "left")
+    assert signs.silent() is None
+    clock.now += 1000
+    assert signs.silent() is None
+
+
+def test_only_those_asked_for(store):
+    clock = Clock()
+    signs = Signs(store, [0], 5, clock=clock)
+    store.set("alive/1", "x")
+    signs.silent()
+    clock.now += 1000
+    assert signs.silent() is None
+
+
+@pytest.mark.parametrize(
+    ("positions", "rank", "last"),
+    [
+        (["step 7", "step 6", "step 7"], 0, 1),
+        (["step 7", "step 6", "step 5"], 1, 2),
+        (["step 7", "step 6"], 1, None),
+        (["step 10", "step 9"], 0, 1),  # by number, not by letter
+        (["decode", "step 9"], 0, 1),
+        (["encode", "load", "step 1"], 2, 1),
+        (["load", None, "load"], 0, 1),
+        (["step 3", "step 3"], 0, None),
+        (["step 3", "step 3"], 1, None),
+    ],
+)
+def test_behind(store, positions, rank, last):
+    for number, position in enumerate(positions):
+        if position:
+            store.set(f"at/{number}", position)
+    assert behind(store, rank, len(positions)) == last
