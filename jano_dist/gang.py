@@ -215,17 +215,22 @@ class Progress:
 
     def phase(self, name: str) -> None:
         self._at("step 0" if name == "denoise" else name)
+        if name == "decode" and not self._first:  # it went on behind the last step
+            self._tell({"resumed": time.time()})
         self._observer.phase(name)
 
     def step(self, record: "StepRecord", steps: int) -> None:
         self._at(f"step {min(record.index + 1, steps - 1)}")
-        if self._place.is_coordinator:
-            self._first = self._first or {"step": record.index, "resumed": time.time()}
-            self._store.set("steps", json.dumps({**self._first, "finished": record.index + 1}))
+        self._first = self._first or {"step": record.index, "resumed": time.time()}
+        self._tell({**self._first, "finished": record.index + 1})
         self._observer.step(record, steps)
 
     def note(self, sentence: str) -> None:
         self._observer.note(sentence)
+
+    def _tell(self, facts: dict[str, float]) -> None:
+        if self._place.is_coordinator:
+            self._store.set("steps", json.dumps(facts))
 
     def _at(self, position: str) -> None:
         self._store.set(f"at/{self._place.rank}", position)
@@ -244,8 +249,8 @@ def first_step(store: "Store") -> dict[str, Any]:
 
 
 def finished_steps(store: "Store") -> int:
-    """How many steps of the video were finished."""
-    return int(json.loads(store.get("steps"))["finished"]) if store.check(["steps"]) else 0
+    """How many steps of the video were finished; 0 where no step was left to do."""
+    return int(json.loads(store.get("steps")).get("finished", 0)) if store.check(["steps"]) else 0
 
 
 def fail_stop(

@@ -255,8 +255,8 @@ class Mesh:
         return {**self.degrees._asdict(), "world": self.world}
 
     @contextmanager
-    def _counted(self, nbytes: int, *name: str) -> Iterator[None]:
-        self._clock.start()
+    def noticing_loss(self) -> Iterator[None]:
+        """Around collectives, also those of libraries: a rank that is gone becomes a PeerLost."""
         try:
             yield
         except RuntimeError as error:
@@ -264,6 +264,12 @@ class Mesh:
                 raise  # a mistake of ours, not a lost rank
             reason = str(error).splitlines()[0].rpartition("] ")[2].partition(". ")[0]
             raise PeerLost(f"contact with another rank was lost ({reason})") from error
+
+    @contextmanager
+    def _counted(self, nbytes: int, *name: str) -> Iterator[None]:
+        self._clock.start()
+        with self.noticing_loss():
+            yield
         self._clock.stop(name, nbytes)
         self._sent += nbytes
 

@@ -143,6 +143,8 @@ def connected(address: str | None) -> Iterator[None]:
     with _own_cluster() if address is None else _reachable(address) as options:
         import ray
 
+        # Ray prints pages of a lost node's own log to our output, where one line says that it was lost.
+        ray._private.worker.print_to_stdstream = lambda *_, **__: None
         try:
             ray.init(address=address, log_to_driver=False, logging_level="ERROR", **options)
         except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
@@ -195,14 +197,24 @@ class RayGang:
     Args:
         ranks: how many. logs: an existing folder on a file system that all nodes share.
         wait: seconds to wait for nodes that are not there or not free yet.
-        entry: what a rank runs.
+        entry: what a rank runs. forwarded: environment variables that it gets from here.
 
     Raises:
         UserError: the cluster has too few GPUs or CPUs.
     """
 
-    def __init__(self, ranks: int, *, logs: Path, wait: float = 0, entry: Entry = COMMAND_LINE) -> None:
+    def __init__(
+        self,
+        ranks: int,
+        *,
+        logs: Path,
+        wait: float = 0,
+        entry: Entry = COMMAND_LINE,
+        forwarded: Sequence[str] = (TRACEBACK,),
+    ) -> None:
         import ray
+
+        self._forwarded = {name: os.environ[name] for name in forwarded if name in os.environ}
 
         self._ray, self._ranks, self._logs, self._wait, self._entry = ray, ranks, logs, wait, entry
         self.address = LOOPBACK if _alone(ray) else ray.util.get_node_ip_address()
@@ -216,8 +228,7 @@ class RayGang:
     def start(self, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
         if not self._nodes:
             self._place(max(self._wait, _MOVING))
-        forwarded = {name: os.environ[name] for name in (TRACEBACK,) if name in os.environ}
-        whole = {**forwarded, **_terminal(), **environment, "WORLD_SIZE": str(self._ranks)}
+        whole = {**self._forwarded, **_terminal(), **environment, "WORLD_SIZE": str(self._ranks)}
         self._ray.get(
             [
                 node.start.remote(self._ranks_of(index), list(arguments), whole)

@@ -60,7 +60,7 @@ class Unheard(Output):
 def log() -> Console:
     """The console for what a run tells while it goes on, and at its end."""
     stream: Any = Unheard(sys.stdout)
-    return Console(file=stream, highlight=False)
+    return Console(file=stream, highlight=False, markup=False)  # sentences may quote [anything]
 
 
 class Bar:

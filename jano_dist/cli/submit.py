@@ -1,6 +1,7 @@
 """`jano-dist submit`: the same command line as a job of a Ray cluster, whose log is followed."""
 
 import asyncio
+import logging
 import os
 import shlex
 from pathlib import Path
@@ -36,7 +37,7 @@ def submit(
         )
     client = _client(address)
     # The job finds the cluster by itself: Ray tells it the address.
-    line = shlex.join(["jano-dist", *command, "--launcher", "ray"])
+    line = shlex.join(["python", "-m", "jano_dist", *command, "--launcher", "ray"])
     where = shlex.quote(str(folder or Path.cwd()))
     job = client.submit_job(entrypoint=f"cd {where} && exec {line}")
     log().print(f"job {job}: {line}", soft_wrap=True)
@@ -53,13 +54,16 @@ def submit(
 def _client(address: str) -> Any:
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     try:
+        from ray.exceptions import RayError
         from ray.job_submission import JobSubmissionClient
     except ImportError as error:
         raise UserError("Ray is not installed: pip install 'jano_dist[ray]'") from error
+    logging.getLogger("ray.dashboard").setLevel(logging.WARNING)  # it tells of its connections
+    logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)
     try:
         return JobSubmissionClient(address)
-    except (OSError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())
+    except (OSError, RuntimeError, ValueError, RayError) as error:
+        reason = next(iter(str(error).splitlines()), "it says nothing")
         raise UserError(
             f"no Ray dashboard lets us in at {address} ({reason}): give --address http://HOST:8265 of the "
             "head, and the cluster's token (docs/clusters.md)"

@@ -96,7 +96,8 @@ class WanModel:
             torch.tensor(values, device=latent.device, dtype=vae.dtype).view(-1, 1, 1, 1)
             for values in (vae.config.latents_mean, vae.config.latents_std)
         )
-        video = self._decoder.decode((latent.to(vae.dtype) * std + mean).unsqueeze(0), mesh)
+        with mesh.noticing_loss():
+            video = self._decoder.decode((latent.to(vae.dtype) * std + mean).unsqueeze(0), mesh)
         if video is None or not mesh.is_coordinator:
             _, height, width = self._pixels(latent.shape)
             return np.zeros((0, height, width, 3), np.uint8)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"  # the command line does so before it imports torch
 
-from jano_dist import cli, run_folder
+from jano_dist import cli, gang, run_folder
 from jano_dist.denoise import Denoiser
 from jano_dist.engine import Engine
 from jano_dist.gang import attempt
@@ -49,10 +49,25 @@ def _breaking(owner: type, name: str, how: str, strikes=lambda *_: True) -> None
     setattr(owner, name, broken)
 
 
+def tell_when_back() -> None:
+    """Write the time when a rank that was started again has done a step, or begins to decode."""
+    whole = gang.Progress._at
+
+    def at(self, position: str) -> None:
+        back = Path(os.environ["FAULTS"]) / "back"
+        if position not in ("load", "encode", "step 0") and not back.exists():
+            back.write_text(str(time.time()))
+        whole(self, position)
+
+    gang.Progress._at = at
+
+
 def main() -> None:
     how, rank, place, *times = os.environ["BROKEN"].split(":")
     own, start = os.environ["RANK"], attempt()
     (Path(os.environ["FAULTS"]) / f"pid{own}{f'-{start}' if start else ''}").write_text(str(os.getpid()))
+    if start and own == "0":
+        tell_when_back()
     if own == rank and not (times and start >= int(times[0])):
         if place == "write":
             run_folder.timeline_picture = lambda *_: break_down(how)
