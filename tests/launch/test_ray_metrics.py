@@ -10,8 +10,6 @@ import pytest
 
 from tests.launch.conftest import HERE, LIMIT
 
-pytest.importorskip("ray")
-
 STEPS = [
     {"kind": "full", "tokens": 100, "seconds": 2.0, "comm_bytes": 1000},
     {"kind": "active", "tokens": 7, "seconds": 0.5, "comm_bytes": 70},
