@@ -248,4 +248,5 @@ class Denoiser:
             seconds=time.perf_counter() - started,
             comm_seconds=traffic.seconds,
             comm_bytes=traffic.nbytes,
+            began=started,
         )

@@ -29,6 +29,7 @@ from jano_dist.policies import Policy, make_policy
 from jano_dist.runtime import pick_device, ranks_per_node, release, require_gang
 from jano_dist.sampling.guidance import guidance_on
 from jano_dist.snapshot import NoSnapshots, Snapshot, Snapshots
+from jano_dist.telemetry import Sampler, gather_usage, gpu_uuid, open_sampler, refuse_shared_gpus
 from jano_dist.tokens.grid import Shape3
 
 _NO_SNAPSHOTS = NoSnapshots()
@@ -84,10 +85,12 @@ class Engine:
             alone where there is none) by `config.mesh`.
         policies: makes a policy for each generation; called like `make_policy`.
         observer: hears that weights are being read, after all checks.
+        sampler: reads the GPU while a video is made; None asks NVML, where there is one.
 
     Raises:
         UserError: a config that does not fit the model, the video, the ranks or this machine's memory;
-            ranks that were started with different configs, software or model files, or that have not joined.
+            ranks that were started with different configs, software or model files or on the same GPU, or
+            that have not joined.
     """
 
     def __init__(
@@ -98,6 +101,7 @@ class Engine:
         mesh: Mesh | None = None,
         policies: Callable[..., Policy] = make_policy,
         observer: Observer | None = None,
+        sampler: Sampler | None = None,
     ) -> None:
         _check_engine(config, mesh)
         _check_observer(observer)
@@ -116,6 +120,8 @@ class Engine:
         )
         self._files = b"" if model else model_digest(config.model.name)
         self._check_alike(everyone)
+        refuse_shared_gpus(everyone, gpu_uuid(device))
+        self._sampler = sampler or open_sampler(gpu_uuid(device))
         self.mesh = mesh or self._arrange(geometry, device)
         if model is None:
             check_fit(config, self.mesh.degrees, device, local_world=ranks_per_node())
@@ -199,7 +205,7 @@ class Engine:
         observe.reset_peak(self.model.device)
         config = self.config.model_copy(update={"sampling": sampling})
         facts = {"prompt": prompt, "files": self._files.hex(), "config": config.model_dump(mode="json")}
-        with torch.inference_mode():
+        with torch.inference_mode(), self._sampler.measure() as usage:
             with self._phase("encode", seconds, observer):
                 state = self._begin(prompts, sampling.seed, snapshots, facts)
             resumed = state.next_step
@@ -218,8 +224,8 @@ class Engine:
             "config": facts["config"],
             "made": made,
             "resumed_from_step": resumed,
-            "device": observe.device_name(self.model.device),
             **self._record(state, seconds, memory, len(prompts)),
+            "telemetry": gather_usage(self.mesh, usage()),
         }
         # The clone is an ordinary tensor; the one from inference mode could not be used in autograd.
         return Generation(frames, state.latent.clone(), record, levels)
@@ -286,6 +292,7 @@ class Engine:
         full = text + len(steps) * branch_flops(geometry, self.config, tokens, tokens)
         peak = torch.tensor(observe.peak_bytes(self.model.device))
         return {
+            "device": observe.device_name(self.model.device),
             "versions": observe.versions(),
             "mesh": self.mesh.record(),
             "policy": self.config.policy.name,

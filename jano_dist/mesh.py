@@ -11,7 +11,7 @@ One process is a mesh of one rank, whose collectives move nothing.
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any, Literal, NamedTuple
 
@@ -34,6 +34,22 @@ class Traffic(NamedTuple):
 
     nbytes: int
     seconds: float
+
+
+class Span(NamedTuple):
+    """One collective of one rank, or the waiting for one that was begun earlier.
+
+    Attributes:
+        name: what it was, such as `all-to-all ulysses`.
+        began, ended: seconds on the clock of `time.perf_counter`. On a CUDA device when its stream came to it
+            and had done it, some tens of microseconds later than it was.
+        nbytes: sent to others.
+    """
+
+    name: str
+    began: float
+    ended: float
+    nbytes: int
 
 
 class Mesh:
@@ -144,14 +160,14 @@ class Mesh:
             sent, received: rows to and from each index, itself included. May differ and may be 0.
         """
         if self._groups is None or self.size(dim) == 1:
-            return Pending(rows, None, self._counted)
+            return Pending(rows, None, nullcontext)
         result = rows.new_empty(sum(received), *rows.shape[1:])
         to_others = sum(sent) - sent[self.index(dim)]
-        with self._counted(to_others * rows[:1].nbytes if len(rows) else 0):
+        with self._counted(to_others * rows[:1].nbytes if len(rows) else 0, "all-to-all", dim):
             work = dist.all_to_all_single(
                 result, rows, list(received), list(sent), group=self._groups[dim], async_op=True
             )
-        return Pending(result, work, self._counted)
+        return Pending(result, work, lambda: self._counted(0, "wait", dim))
 
     def all_to_all(self, rows: Tensor, sent: Sequence[int], received: Sequence[int], dim: Dim) -> Tensor:
         """`begin_all_to_all`, waited for."""
@@ -172,7 +188,7 @@ class Mesh:
     def broadcast(self, tensor: Tensor) -> Tensor:
         """The coordinator's tensor on every rank. Overwrites `tensor` (same shape everywhere) elsewhere."""
         if self.world > 1:
-            with self._counted(tensor.nbytes * (self.world - 1) if self.is_coordinator else 0):
+            with self._counted(tensor.nbytes * (self.world - 1) if self.is_coordinator else 0, "broadcast"):
                 dist.broadcast(tensor, src=0)
         return tensor
 
@@ -180,7 +196,7 @@ class Mesh:
         """Wait until every rank has come this far, after work that may take longer than the time-out."""
         if self._groups is not None:
             # A CPU tensor: its collective notices at once when a rank ends.
-            with self._counted(self.world - 1):
+            with self._counted(self.world - 1, "await everyone"):
                 dist.all_reduce(torch.zeros(1, dtype=torch.uint8), group=self._groups["patient"])
 
     def broadcast_in_node(self, tensor: Tensor) -> Tensor:
@@ -188,7 +204,7 @@ class Mesh:
         same shape and dtype everywhere) on the others."""
         if self._groups is not None and self.local_world > 1:
             lead = self.is_node_lead
-            with self._counted(tensor.nbytes * (self.local_world - 1) if lead else 0):
+            with self._counted(tensor.nbytes * (self.local_world - 1) if lead else 0, "broadcast in node"):
                 dist.broadcast(tensor, group=self._groups["node"], group_src=0)
         return tensor
 
@@ -204,9 +220,16 @@ class Mesh:
         if self.world == 1:
             return tensor[None]
         everyone = [torch.empty_like(tensor) for _ in range(self.world)]
-        with self._counted(tensor.nbytes * (self.world - 1)):
+        with self._counted(tensor.nbytes * (self.world - 1), "collect"):
             dist.all_gather(everyone, tensor)
         return torch.stack(everyone)
+
+    def collect_bytes(self, data: bytes) -> list[bytes]:
+        """Every rank's bytes, as many as each has."""
+        lengths = self.collect(torch.tensor(len(data))).tolist()
+        padded = bytearray(data.ljust(max(*lengths, 1), b"\0"))
+        rows = self.collect(torch.frombuffer(padded, dtype=torch.uint8))
+        return [row[:length].numpy().tobytes() for row, length in zip(rows, lengths, strict=True)]
 
     def differing(self, digest: bytes) -> list[int]:
         """Ranks whose digest is not the coordinator's; the same list on every rank."""
@@ -218,6 +241,14 @@ class Mesh:
         traffic = Traffic(self._sent, self._clock.take())
         self._sent = 0
         return traffic
+
+    def keep_spans(self) -> None:
+        """From now on note when each collective was, for `take_spans`."""
+        self._clock = _SpanClock(self.device)
+
+    def take_spans(self) -> list[Span]:
+        """What was noted since the last call, in order; nothing before `keep_spans`. Waits for the device."""
+        return self._clock.take_spans()
 
     def record(self) -> dict[str, int]:
         """`{cfg, kv, ulysses, world}` for the run record."""
@@ -235,24 +266,24 @@ class Mesh:
             raise PeerLost(f"contact with another rank was lost ({reason})") from error
 
     @contextmanager
-    def _counted(self, nbytes: int) -> Iterator[None]:
+    def _counted(self, nbytes: int, *name: str) -> Iterator[None]:
         self._clock.start()
         with self.noticing_loss():
             yield
-        self._clock.stop()
+        self._clock.stop(name, nbytes)
         self._sent += nbytes
 
 
 class Pending:
     """A collective on its way. It holds on to what it sends until it is waited for."""
 
-    def __init__(self, result: Tensor, work: Any, counted: Callable[[int], Any]) -> None:
+    def __init__(self, result: Tensor, work: Any, counted: Callable[[], Any]) -> None:
         self._result, self._work, self._counted = result, work, counted
 
     def wait(self) -> Tensor:
         """The result; on a CUDA device the current stream waits for it, not the host."""
         if self._work is not None:
-            with self._counted(0):
+            with self._counted():
                 self._work.wait()
         return self._result
 
@@ -267,7 +298,8 @@ class _Clock:
     def start(self) -> None:
         self._marks.append(self._now())
 
-    stop = start
+    def stop(self, name: tuple[str, ...] = (), nbytes: int = 0) -> None:
+        self.start()
 
     def take(self) -> float:
         marks, self._marks = self._marks, []
@@ -283,6 +315,51 @@ class _Clock:
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
+
+    def take_spans(self) -> list[Span]:
+        return []
+
+
+class _SpanClock(_Clock):
+    """Also knows what it measured, and when that was."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(device)
+        self._labels: list[tuple[tuple[str, ...], int]] = []
+        self._spans: list[Span] = []
+        self._align()
+
+    def stop(self, name: tuple[str, ...] = (), nbytes: int = 0) -> None:
+        super().stop()
+        self._labels.append((name, nbytes))
+
+    def take(self) -> float:
+        marks, labels, self._labels = self._marks, self._labels, []
+        seconds = super().take()
+        times = map(self._on_the_host, marks)
+        self._spans += [
+            Span(" ".join(name), began, ended, nbytes)
+            for (name, nbytes), began, ended in zip(labels, times, times, strict=True)
+        ]
+        self._align()
+        return seconds
+
+    def take_spans(self) -> list[Span]:
+        self.take()
+        spans, self._spans = self._spans, []
+        return spans
+
+    def _align(self) -> None:
+        """One event whose time is known on the host too: anew at every look, because the clocks drift."""
+        if self._cuda:
+            self._known = self._now()
+            torch.cuda.synchronize()
+            self._known_at = time.perf_counter()
+
+    def _on_the_host(self, mark: Any) -> float:
+        if not self._cuda:
+            return float(mark)
+        return self._known_at + float(self._known.elapsed_time(mark)) / 1e3
 
 
 def ranks_started() -> int:

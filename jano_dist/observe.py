@@ -3,7 +3,7 @@
 import platform
 import resource
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,6 +24,7 @@ class StepRecord:
         seconds: wall time, device work included.
         comm_seconds: the part of it spent in collectives, waiting for other ranks included.
         comm_bytes: bytes this rank sent to others.
+        began: when it did, on the clock of `time.perf_counter`.
     """
 
     index: int
@@ -33,6 +34,7 @@ class StepRecord:
     seconds: float
     comm_seconds: float
     comm_bytes: int
+    began: float = field(default=0.0, compare=False)
 
 
 # What ranks tell each other of a step: columns of `step_table`.

@@ -1,6 +1,7 @@
-"""The folder a run leaves behind: video, pictures, record, and the latents when asked for."""
+"""The folder a run leaves behind: video, pictures, record; latents and trace when asked for."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from safetensors.torch import save
@@ -9,18 +10,24 @@ from jano_dist.engine import Generation
 from jano_dist.errors import RunError
 from jano_dist.report import complexity_picture, timeline_picture
 from jano_dist.target import making, replace
+from jano_dist.trace import Track, trace_text
 from jano_dist.video import write_video
 
 
-def write_run(out: Path, generation: Generation, *, fps: int, save_latents: bool) -> None:
+def write_run(
+    out: Path, generation: Generation, *, fps: int, save_latents: bool, tracks: Sequence[Track] = ()
+) -> None:
     """Write a run folder; it is complete before it takes the place of `out`, all of it at once.
+
+    Args:
+        tracks: what ranks noted for trace.json; empty: there is to be none.
 
     Raises:
         RunError: the files cannot be written, for example because the disk is full.
     """
     try:
         with making(out) as folder:
-            _write_files(folder, generation, fps, save_latents)
+            _write_files(folder, generation, fps, save_latents, tracks)
             replace(out)
     except OSError as error:
         raise RunError(
@@ -29,7 +36,9 @@ def write_run(out: Path, generation: Generation, *, fps: int, save_latents: bool
         ) from error
 
 
-def _write_files(folder: Path, generation: Generation, fps: int, save_latents: bool) -> None:
+def _write_files(
+    folder: Path, generation: Generation, fps: int, save_latents: bool, tracks: Sequence[Track]
+) -> None:
     record = generation.record
     write_video(folder / "video.mp4", generation.frames, fps)
     complexity_picture(folder / "complexity.png", generation.frames, generation.levels, record["levels"])
@@ -37,5 +46,7 @@ def _write_files(folder: Path, generation: Generation, fps: int, save_latents: b
     if save_latents:
         latents = generation.latents.cpu().contiguous()
         (folder / "latents.safetensors").write_bytes(save({"latents": latents}))
+    if tracks:
+        (folder / "trace.json").write_text(trace_text(tracks, record), encoding="utf-8")
     text = json.dumps(record, indent=1, allow_nan=False) + "\n"
     (folder / "run.json").write_text(text, encoding="utf-8")

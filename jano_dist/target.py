@@ -22,7 +22,7 @@ from pathlib import Path
 
 from jano_dist.errors import UserError
 
-FILES = ("video.mp4", "complexity.png", "timeline.png", "latents.safetensors", "run.json")
+FILES = ("video.mp4", "complexity.png", "timeline.png", "latents.safetensors", "trace.json", "run.json")
 
 
 def check_target(out: Path) -> None:

@@ -66,6 +66,9 @@ def generate(
     kv: KvOption = None,
     ulysses: UlyssesOption = None,
     save_latents: Annotated[bool, typer.Option(help="Also write latents.safetensors.")] = False,
+    trace: Annotated[
+        bool, typer.Option("--trace", help="Also write trace.json, a timeline of all ranks.")
+    ] = False,
     resume: Annotated[
         Path | None,
         typer.Option(
@@ -94,7 +97,8 @@ def generate(
         launch(Launch(launcher, nproc, address, wait), call.arguments, settings, out)
     else:
         with resumable(out) if speaks else nullcontext():
-            _generate(settings, prompt, out, place, resume=resume is not None, save_latents=save_latents)
+            files = {"save_latents": save_latents, "trace": trace}
+            _generate(settings, prompt, out, place, resume=resume is not None, **files)
     if speaks:
         log().print(f"the whole command took {time.monotonic() - call.started:.1f} s", soft_wrap=True)
 
@@ -106,7 +110,7 @@ def _alone_with_resume(options: dict[str, object]) -> None:
 
 
 def _generate(
-    settings: Config, prompt: str, out: Path, place: Place, *, resume: bool, save_latents: bool
+    settings: Config, prompt: str, out: Path, place: Place, *, resume: bool, save_latents: bool, trace: bool
 ) -> None:
     """This rank's part of the work, from the first import to the written video."""
     with _holding(out, place), Bar(log()) as bar:
@@ -116,6 +120,7 @@ def _generate(
             from jano_dist.observe import NullObserver
             from jano_dist.run_folder import write_run
             from jano_dist.runtime import join
+            from jano_dist.trace import begin_trace
 
         snapshots = SnapshotFolder(
             unfinished(out), settings.snapshot.seconds, resume=_resumption(resume), note=bar.note
@@ -124,15 +129,18 @@ def _generate(
             note_unfinished(out)
         with join(settings.runtime) as store:
             progress = Progress(bar if place.is_coordinator else NullObserver(), store, place)
-            engine = Engine(settings, observer=progress)
+            observer = begin_trace(progress, asked=trace)
+            engine = Engine(settings, observer=observer)
+            observer.watch(engine.mesh)
             if place.is_coordinator and place.world > 1:
                 bar.say(engine.mesh_choice)
             with _dropping_what_is_of_no_use(out):
-                generation = engine.generate(prompt, observer=progress, snapshots=snapshots)
+                generation = engine.generate(prompt, observer=observer, snapshots=snapshots)
+            tracks = observer.gather()
             generation.record["recoveries"] = recoveries(store)
         if place.is_coordinator:
             bar.phase("write")
-            write_run(out, generation, fps=settings.video.fps, save_latents=save_latents)
+            write_run(out, generation, fps=settings.video.fps, save_latents=save_latents, tracks=tracks)
             clear(unfinished(out))
     if place.is_coordinator:
         with suppress(KeyboardInterrupt):  # the video is there, and to say that it is not would be wrong

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from jano_dist.config import MeshConfig
 from jano_dist.degrees import Degrees, choose_degrees, explain_degrees
 from jano_dist.errors import UserError
-from jano_dist.mesh import Mesh, Traffic, _Clock
+from jano_dist.mesh import Mesh, Span, Traffic, _Clock, _SpanClock
 
 WORLDS, HEADS, ASKED = range(1, 17), (1, 6, 12, 40), (None, 1, 2, 3, 4, 8)
 
@@ -174,6 +175,50 @@ def test_the_clock_of_a_gpu_reads_events():
             clock.stop()
         assert clock.take() == (2 + 40) / 1000
         assert clock.take() == 0
+
+
+def test_spans_of_a_gpu_on_the_hosts_clock():
+    """A made-up GPU whose clock began 101 s after the host's and runs faster. The two are compared at every
+    look, so a span is off by no more than what it has run ahead since the last."""
+    host = itertools.count(101.0)  # seconds; later by one at every look
+    gpu = {"now": 0.0}  # milliseconds
+
+    class Event:
+        def __init__(self, *, enable_timing):
+            pass
+
+        def record(self):
+            self.at = gpu["now"]
+
+        def elapsed_time(self, end):
+            return end.at - self.at
+
+    def wait():
+        gpu["now"] += 2000.0
+
+    clocks = SimpleNamespace(perf_counter=lambda: next(host))
+    with (
+        mock.patch.multiple(torch.cuda, Event=Event, synchronize=lambda: None),
+        mock.patch("jano_dist.mesh.time", clocks),
+    ):
+        clock = _SpanClock(torch.device("cuda"))  # at 0 ms the host says 101 s
+        for name in ("broadcast", "collect"):
+            gpu["now"] += 250
+            clock.start()
+            gpu["now"] += 500
+            clock.stop((name, "x"), 7)
+        assert clock.take() == 1.0
+        wait()
+        clock.start()
+        clock.stop()
+        spans = clock.take_spans()
+        assert clock.take_spans() == []
+    # The second look: at 1500 ms the host says 102 s.
+    assert spans == [
+        Span("broadcast x", 101.25, 101.75, 7),
+        Span("collect x", 102.0, 102.5, 7),
+        Span("", 104.0, 104.0, 0),
+    ]
 
 
 @pytest.mark.parametrize(

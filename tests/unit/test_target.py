@@ -1,6 +1,7 @@
 """The folder of a run: whole at every moment, whatever ends the process, and one run's at a time."""
 
 import errno
+import gc
 import os
 import shutil
 import signal
@@ -136,6 +137,7 @@ def ends_before(calls, function, *arguments):
     makes so many; whether it was killed."""
     child = os.fork()
     if child == 0:
+        gc.disable()  # a store that another test has left would take this process with it
         left = [calls]
 
         def ending(change):
