@@ -224,6 +224,9 @@ class Progress:
         self._at(f"step {min(record.index + 1, steps - 1)}")
         self._first = self._first or {"step": record.index, "resumed": time.time()}
         self._tell({**self._first, "finished": record.index + 1})
+        if self._place.is_coordinator:
+            # All stores can; torch has no type for it.
+            self._store.append("records", json.dumps(asdict(record)) + "\n")  # type: ignore[attr-defined]
         self._observer.step(record, steps)
 
     def note(self, sentence: str) -> None:
@@ -247,6 +250,12 @@ def first_step(store: "Store") -> dict[str, Any]:
     """The first `step` that the ranks finished since they were started, and when: `resumed`, Unix seconds."""
     steps = json.loads(store.get("steps")) if store.check(["steps"]) else {}
     return {key: steps[key] for key in ("step", "resumed") if key in steps}
+
+
+def step_records(store: "Store") -> list[dict[str, Any]]:
+    """What the coordinator has recorded of each step since the ranks were started."""
+    text = store.get("records").decode() if store.check(["records"]) else ""
+    return [json.loads(line) for line in text.splitlines()]
 
 
 def finished_steps(store: "Store") -> int:

@@ -14,7 +14,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from jano_dist.errors import RunError, UserError
-from jano_dist.gang import ATTEMPT, Cause, behind, cause_of, claim, finished_steps, first_step, where
+from jano_dist.gang import (
+    ATTEMPT,
+    Cause,
+    behind,
+    cause_of,
+    claim,
+    finished_steps,
+    first_step,
+    step_records,
+    where,
+)
 from jano_dist.launchers.signals import held, obey, striking
 
 if TYPE_CHECKING:  # torch takes seconds; the ranks should be started by then
@@ -59,12 +69,24 @@ class Run:
         recoveries: how often it may start the ranks again.
         stall_seconds: without a sign of life a rank is taken for dead.
         say: told a line on every recovery.
+        ears: told of every step, and of every recovery.
     """
 
     ranks: int
     recoveries: int
     stall_seconds: float
     say: Callable[[str], object]
+    ears: "Ears | None" = None
+
+
+class Ears(Protocol):
+    """Hears of a run from outside, such as what shows it to Prometheus."""
+
+    def step(self, record: Mapping[str, Any]) -> object:
+        """A step has ended; the coordinator's `StepRecord` as a mapping."""
+
+    def recovery(self) -> object:
+        """The ranks are started again."""
 
 
 def supervise(gang: Gang, arguments: Sequence[str], run: Run) -> None:
@@ -118,6 +140,9 @@ class Supervised:
     def start(self) -> None:
         """Start all ranks, with a store of their own."""
         self.cause, self._running, starts = None, self._run.ranks, len(self.recoveries)
+        self._told = 0  # records that the ears have heard
+        if starts and self._run.ears:
+            self._run.ears.recovery()
         try:
             with socket.create_server((self._gang.address, 0)) as listener:
                 environment = {
@@ -142,6 +167,7 @@ class Supervised:
                 self.cause = claim(self.store, _death(self.store, rank, code, self._run.ranks))
         if self.cause is None and time.monotonic() >= self._look_at:
             self._look_at = time.monotonic() + _LOOK
+            self._tell()
             silent = self._signs.silent()
             self.cause = claim(self.store, silent) if silent else cause_of(self.store)
         return self._running > 0 and self.cause is None
@@ -150,6 +176,7 @@ class Supervised:
         """End the ranks that are left; where they failed, note it among the recoveries."""
         noticed = time.time()
         self._gang.end()
+        self._tell()
         if self.recoveries:
             self.recoveries[-1] |= first_step(self.store)
         if self.cause:
@@ -162,6 +189,13 @@ class Supervised:
     def close(self) -> None:
         """Give back everything."""
         self._gang.close()
+
+    def _tell(self) -> None:
+        if self._run.ears:
+            records = step_records(self.store)
+            for record in records[self._told :]:
+                self._run.ears.step(record)
+            self._told = len(records)
 
 
 def _signs(store: "Store", run: Run) -> "Signs":

@@ -1,5 +1,6 @@
 """A command line on several ranks: what can be said before any is started, and how they are started."""
 
+import json
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,7 @@ from jano_dist.target import reserve, unfinished
 
 if TYPE_CHECKING:
     from jano_dist.launchers.supervisor import Gang
+    from jano_dist.metrics import RayMetrics
 
 _RANKS_PER_CORE = 16  # far more than is of any use; beyond it a machine comes to a standstill
 # Options that are the launcher's, and not the ranks'.
@@ -83,22 +85,26 @@ def launch(where: Launch, arguments: Sequence[str], settings: Config, out: Path)
     with reserve(out):
         pass
     runtime, say = settings.runtime, partial(log().print, soft_wrap=True)
-    run = Run(where.ranks, runtime.recoveries, runtime.stall_seconds, say)
-    with resumable(out), _gang(where, out) as gang:
+    with resumable(out), _gang(where, out) as (gang, ears):
+        run = Run(where.ranks, runtime.recoveries, runtime.stall_seconds, say, ears)
         supervise(gang, without_options(arguments, _OPTIONS), run)
+        if ears:
+            ears.video(json.loads((out / "run.json").read_text(encoding="utf-8")))
 
 
 @contextmanager
-def _gang(where: Launch, out: Path) -> Iterator["Gang"]:
+def _gang(where: Launch, out: Path) -> Iterator[tuple["Gang", "RayMetrics | None"]]:
+    """The gang, and where there is Ray what shows it to Prometheus."""
     if where.launcher == "local":
         from jano_dist.launchers.local import LocalGang
 
-        yield LocalGang(where.ranks)
+        yield LocalGang(where.ranks), None
         return
     from jano_dist.launchers.ray import RayGang, connected, kept_logs
+    from jano_dist.metrics import RayMetrics
 
     with connected(where.address), kept_logs(unfinished(out), out) as logs:
-        yield RayGang(where.ranks, logs=logs, wait=where.wait)
+        yield RayGang(where.ranks, logs=logs, wait=where.wait), RayMetrics(out.name)
 
 
 def without_options(arguments: Sequence[str], names: Sequence[str]) -> list[str]:

@@ -132,3 +132,20 @@ def test_rows_are_json():
     gang = Script(1, 0)
     run(gang)
     assert json.loads(json.dumps(gang.seen)) == gang.seen
+
+
+class Ears:
+    def __init__(self):
+        self.heard = []
+
+    def step(self, record):
+        self.heard.append(record["index"])
+
+    def recovery(self):
+        self.heard.append("again")
+
+
+def test_ears_hear_every_step_once():
+    ears = Ears()
+    supervise(Script(1, 0), ["generate"], Run(2, 2, 60, lambda line: None, ears))
+    assert ears.heard == [0, 1, "again", 4, 5]
