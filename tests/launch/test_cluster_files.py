@@ -4,6 +4,7 @@ import copy
 import re
 import shlex
 import tomllib
+from pathlib import Path
 
 import jsonschema
 import pytest
@@ -72,6 +73,9 @@ class TestRayClusterLauncher:
         program = next(number for number, word in enumerate(words) if word.endswith("/bin/ray"))
         assert words[program + 1] == "start"
         environment = dict(word.split("=", 1) for word in words[:program])
+        # `python` in a job must be the one that jano_dist is installed for.
+        assert environment["PATH"] == f"{Path(words[program].replace('~', '$HOME')).parent}:$PATH"
+        assert environment["HF_HOME"].startswith("/shared/")
         return environment, ray_start(words[program + 2 :])
 
     def test_the_head(self, config):
@@ -112,8 +116,7 @@ def test_aws_machines():
     head, gpus = config["available_node_types"]["head"], config["available_node_types"]["gpus"]
     assert config["head_node_type"] == "head"
     assert head["resources"] == {"CPU": 0, "GPU": 0}
-    assert gpus["min_workers"] == 0  # they cost nothing until a run waits for them
-    assert gpus["max_workers"] == config["max_workers"]
+    assert gpus["min_workers"] == gpus["max_workers"] == config["max_workers"]
     assert gpus["resources"]["GPU"] == 8
     for machine in (head, gpus):
         assert machine["node_config"]["MetadataOptions"] == {"HttpTokens": "required"}
