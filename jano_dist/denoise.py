@@ -156,12 +156,12 @@ class Denoiser:
     ) -> tuple[StepKind, bool, bool]:
         """What this step computes, whether a new map comes first, and whether a snapshot is taken before it:
         the coordinator's word, everywhere."""
-        mine = (0, 0, 0)
+        mine = (0, 0)
         if self._mesh.is_coordinator:
             keep = due and policy.starts_afresh(index)
-            mine = _KINDS.index(policy.decide(index)), int(levels is not None), int(keep)
-        kind, mapped, kept = self._mesh.decide(*mine)
-        return _KINDS[kind], bool(mapped), bool(kept)
+            mine = _KINDS.index(policy.decide(index)), (levels is not None) + 2 * keep
+        kind, flags = self._mesh.decide(*mine)
+        return _KINDS[kind], bool(flags & 1), bool(flags & 2)
 
     def _keep(self, state: State, index: int, snapshots: Snapshots, facts: Mapping[str, Any]) -> None:
         """Take a snapshot; what ranks know of the steps is gathered for it."""

@@ -173,10 +173,14 @@ def _unreachable(reason: str) -> Exception:
 
 
 def shared(store: "Store") -> "Store":
-    """The part of a store that belongs to this start of the ranks: torchrun may start them again on it."""
+    """Our part of a store that may be torchrun's, too.
+
+    Every start of the ranks has a store of its own. How often they were started is no part of the name:
+    torchrun's agents count that each for itself.
+    """
     from torch.distributed import PrefixStore
 
-    return PrefixStore(f"jano_dist/{attempt()}", store)
+    return PrefixStore("jano_dist", store)
 
 
 def claim(store: "Store", cause: Cause) -> Cause:

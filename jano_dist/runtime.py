@@ -1,10 +1,12 @@
 """Environment -> device and process group, and teardown."""
 
 import os
+import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 
+import psutil
 import torch
 import torch.distributed as dist
 from torch.distributed import DistError, DistNetworkError, HashStore, PrefixStore, Store
@@ -88,6 +90,7 @@ def join(config: RuntimeConfig) -> Iterator[Store]:
         return
     limit = timedelta(seconds=config.timeout_seconds)
     store = _meet(place, limit)
+    _choose_interface()
     backend = "gloo" if pick_device(config).type == "cpu" else "cpu:gloo,cuda:nccl"
     try:
         dist.init_process_group(
@@ -106,6 +109,20 @@ def join(config: RuntimeConfig) -> Iterator[Store]:
     yield store
     watch.leave()
     dist.destroy_process_group()
+
+
+def _choose_interface() -> None:
+    """Let gloo and NCCL use the network on which rank 0 is reached, unless the user has named another.
+
+    By itself gloo takes the one that the host's own name leads to, which is often the loopback.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, suppress(OSError):
+        probe.connect((os.environ["MASTER_ADDR"], 9))  # sends nothing: it only finds the route
+        own = probe.getsockname()[0]
+        for name, addresses in psutil.net_if_addrs().items():
+            if any(each.address == own for each in addresses):
+                os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+                os.environ.setdefault("NCCL_SOCKET_IFNAME", name)
 
 
 def _meet(place: Place, limit: timedelta) -> Store:

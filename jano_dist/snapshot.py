@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from jano_dist.errors import UserError
 
@@ -93,23 +93,24 @@ def require_same_run(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> Non
     Raises:
         UserError: what differs.
     """
-    if wanted["prompt"] != found["prompt"]:
+    other = difference(wanted, found)
+    if other:
         raise UserError(
-            f"the unfinished run is of the prompt {found['prompt']!r}, not of {wanted['prompt']!r}: "
-            "leave the prompt out, or start anew without --resume"
+            f"the unfinished run {other}: to go on with it leave that out, else start anew without --resume"
         )
+
+
+def difference(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    """In what the video of a snapshot is another one, for a sentence; empty where it is the same."""
+    if wanted["prompt"] != found["prompt"]:
+        return f"is of the prompt {found['prompt']!r}, not of {wanted['prompt']!r}"
     for section in _SAME:
         ours, theirs = wanted["config"][section], found["config"][section]
         for key in sorted(ours.keys() | theirs.keys()):
             if ours.get(key) != theirs.get(key):
-                raise UserError(
-                    f"the unfinished run has {section}.{key} {json.dumps(theirs.get(key))}, not "
-                    f"{json.dumps(ours.get(key))}: leave the setting out, or start anew without --resume"
-                )
-    if wanted["files"] != found["files"]:
-        raise UserError(
-            "the unfinished run was begun with other model files: restore them, or start without --resume"
-        )
+                values = json.dumps(theirs.get(key)), json.dumps(ours.get(key))
+                return f"has {section}.{key} {values[0]}, not {values[1]}"
+    return "was begun with other model files" if wanted["files"] != found["files"] else ""
 
 
 class Snapshots(Protocol):
@@ -151,8 +152,9 @@ class SnapshotFolder:
     Args:
         folder: made when the first one is kept; what an earlier run left there goes then.
         seconds: at least so long from one to the next; the first is due at once.
-        resume: whether to go on from what is there: no, where it may be of use, or because it must.
-        note: told in a sentence when one cannot be written, which does not stop the run.
+        required: whether it is an error that what is there is of another run, or that nothing is.
+        note: told in a sentence what the user should know but does not stop the run.
+        found: told the step that the run goes on from.
     """
 
     def __init__(
@@ -160,23 +162,27 @@ class SnapshotFolder:
         folder: Path,
         seconds: float,
         *,
-        resume: Literal["no", "may", "must"],
+        required: bool,
         note: Callable[[str], object],
+        found: Callable[[int], object] = lambda step: None,
     ) -> None:
-        self._folder, self._seconds, self._resume, self._note = folder, seconds, resume, note
-        self._due_at = float("-inf")
+        self._folder, self._seconds, self._required, self._note = folder, seconds, required, note
+        self._found, self._due_at = found, float("-inf")
         self._began = False
 
     def newest(self, run: Mapping[str, Any]) -> bytes | None:
-        packed = None if self._resume == "no" else newest_whole(self._folder)
-        if packed is not None:
-            try:
-                require_same_run(run, facts_of(packed))
-            except UserError:
-                if self._resume == "must":
-                    raise
-                packed = None
-        self._began = packed is not None
+        packed = newest_whole(self._folder)
+        if packed is None:
+            return None
+        facts = facts_of(packed)
+        other = difference(run, facts)
+        if other:
+            if self._required:
+                require_same_run(run, facts)
+            self._note(f"the run in {self._folder} {other}: this one begins, and replaces it")
+            return None
+        self._began = True
+        self._found(facts["step"])
         return packed
 
     def due(self, *, last: bool) -> bool:

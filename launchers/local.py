@@ -139,8 +139,6 @@ class LocalGang:
 
 def rank_environment(more: Mapping[str, object]) -> dict[str, str]:
     """A rank's environment: what the user set stays, but for `more`."""
-    # torchrun sets the first, too: more threads than ranks can use get in each other's way.
+    # torchrun sets it, too: more threads than ranks can use get in each other's way.
     defaults = {"OMP_NUM_THREADS": "1"}
-    if sys.platform == "linux" and more.get("MASTER_ADDR") == LOOPBACK:
-        defaults["GLOO_SOCKET_IFNAME"] = "lo"
     return {**defaults, **os.environ, **{name: str(value) for name, value in more.items()}}

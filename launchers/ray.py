@@ -95,12 +95,6 @@ class Node:
     def start(self, ranks: Sequence[int], arguments: Sequence[str], environment: Mapping[str, str]) -> None:
         """Start these ranks of a gang."""
         self._read = 0
-        if environment["MASTER_ADDR"] != LOOPBACK:
-            environment = {
-                "GLOO_SOCKET_IFNAME": _interface(),
-                "NCCL_SOCKET_IFNAME": _interface(),
-                **environment,
-            }
         for local_rank, rank in enumerate(ranks):
             place = {"RANK": rank, "LOCAL_RANK": local_rank, "LOCAL_WORLD_SIZE": len(ranks)}
             log = log_file(self._logs, rank)
@@ -218,7 +212,7 @@ class RayGang:
         self._forwarded = {name: os.environ[name] for name in forwarded if name in os.environ}
 
         self._ray, self._ranks, self._logs, self._wait, self._entry = ray, ranks, logs, wait, entry
-        self.address = LOOPBACK if _alone(ray) else ray.util.get_node_ip_address()
+        self.address = ray.util.get_node_ip_address()
         self._group: Any = None
         self._nodes: list[Any] = []  # actors, in the order of their ranks
         self._facts: list[dict[str, Any]] = []
@@ -346,20 +340,6 @@ class RayGang:
             f"{count(len(nodes), 'node')} with {sizes} {unit}s, {free} of them free: use fewer ranks, or "
             "--wait SECONDS"
         )
-
-
-def _interface() -> str:
-    """The network interface that has this node's address; gloo would take the one of the host's name."""
-    import psutil
-    import ray
-
-    own = ray.util.get_node_ip_address()
-    addresses = psutil.net_if_addrs().items()
-    return next((name for name, each in addresses if any(one.address == own for one in each)), "")
-
-
-def _alone(ray: Any) -> bool:
-    return len({node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}) == 1
 
 
 def _terminal() -> dict[str, str]:

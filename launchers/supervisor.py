@@ -22,6 +22,7 @@ from jano_dist.gang import (
     claim,
     finished_steps,
     first_step,
+    shared,
     step_records,
     where,
 )
@@ -152,7 +153,7 @@ class Supervised:
                     ATTEMPT: str(starts),
                 }
                 self._gang.start(self._arguments, environment)
-                self.store = _host(listener, starts)
+                self.store = _host(listener)
             self.store.set("recoveries", json.dumps(self.recoveries))
             self._signs = _signs(self.store, self._run)
         except BaseException:
@@ -204,16 +205,15 @@ def _signs(store: "Store", run: Run) -> "Signs":
     return Signs(store, range(run.ranks), run.stall_seconds)
 
 
-def _host(listener: socket.socket, attempt: int) -> "Store":
+def _host(listener: socket.socket) -> "Store":
     """The store on a socket that is open already, so that its port is nobody else's; on no other address."""
     with striking():  # this takes seconds
-        from torch.distributed import PrefixStore, TCPStore
+        from torch.distributed import TCPStore
 
     address, port = listener.getsockname()[:2]
-    store = TCPStore(
-        address, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
+    return shared(
+        TCPStore(address, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
     )
-    return PrefixStore(f"jano_dist/{attempt}", store)
 
 
 def _death(store: "Store", rank: int, code: int | str, ranks: int) -> Cause:

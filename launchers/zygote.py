@@ -77,7 +77,7 @@ def _end(ranks: dict[int, int]) -> NoReturn:
     for process in ranks:
         os.kill(process, signal.SIGKILL)
         os.waitpid(process, 0)
-    sys.exit()
+    os._exit(0)  # to take down all that was imported takes seconds
 
 
 def _live(order: dict[str, Any], parent: int) -> NoReturn:

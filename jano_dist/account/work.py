@@ -127,7 +127,7 @@ def sent_bytes(sizes: ModelSizes, config: Config, degrees: Degrees, rows: int, *
     Ulysses, per layer: 3 n_r W e (u-1)/u in, with `hidden` keys and values of all N_r rows; and
     (n_s - n_r) (W/u) e out. KV-resident: n_s (W/u) e (kv-1) of queries, and (n - n_s) ((W/u) e + 4 h) of
     partial outputs with their logarithms. Once per step: n_r P e to the partner in the other branch, and to
-    the other S - 1 ranks. The coordinator's decision, 24 bytes to each rank, is left out.
+    the other S - 1 ranks. The coordinator's decision, 16 bytes to each rank, is left out.
     """
     geometry, element = sizes.geometry, model_elements(sizes, config)[0]
     cfg, kv, ulysses = degrees

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -30,7 +30,7 @@ from jano_dist.cli.options import (
     typed,
 )
 from jano_dist.cli.ranks import Launch, check_ranks, launch
-from jano_dist.cli.resume import note_unfinished, resumable, unfinished_run
+from jano_dist.cli.resume import resumable, unfinished_run
 from jano_dist.config import Config, check_prompt
 from jano_dist.errors import NotFinite, UserError
 from jano_dist.gang import SUPERVISOR, Place, Progress, attempt, find_place, recoveries
@@ -96,7 +96,7 @@ def generate(
     if nproc is not None and (nproc > 1 or launcher == "ray"):
         launch(Launch(launcher, nproc, address, wait), call.arguments, settings, out)
     else:
-        with resumable(out) if speaks else nullcontext():
+        with resumable(out) if place.world == 1 else nullcontext():
             files = {"save_latents": save_latents, "trace": trace}
             _generate(settings, prompt, out, place, resume=resume is not None, **files)
     if speaks:
@@ -123,10 +123,12 @@ def _generate(
             from jano_dist.trace import begin_trace
 
         snapshots = SnapshotFolder(
-            unfinished(out), settings.snapshot.seconds, resume=_resumption(resume), note=bar.note
+            unfinished(out),
+            settings.snapshot.seconds,
+            required=resume and attempt() == 0,
+            note=bar.note,
+            found=lambda step: bar.say(f"going on from step {step}"),
         )
-        if place.is_coordinator and _resumption(resume) == "no":
-            note_unfinished(out)
         with join(settings.runtime) as store:
             progress = Progress(bar if place.is_coordinator else NullObserver(), store, place)
             observer = begin_trace(progress, asked=trace)
@@ -154,13 +156,6 @@ def _dropping_what_is_of_no_use(out: Path) -> Iterator[None]:
     except NotFinite:
         clear(unfinished(out))
         raise
-
-
-def _resumption(asked: bool) -> Literal["no", "may", "must"]:
-    """Whether this process goes on with snapshots: as the user asked, or because the ranks started again."""
-    if attempt() > 0:
-        return "may"
-    return "must" if asked else "no"
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """A run that was not finished: what it was of, and how to say that it can go on."""
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,16 +51,6 @@ def resumable(out: Path) -> Iterator[None]:
         if snapshot_files(unfinished(out)):
             raise Interrupted(f"{INTERRUPTED}; to go on: {_command(out)}") from error
         raise
-
-
-def note_unfinished(out: Path) -> None:
-    """What is lost when a run into `out` starts anew."""
-    if snapshot_files(unfinished(out)):
-        print(
-            f"jano-dist: note: the unfinished run of {out} is dropped when this one has a snapshot of its "
-            f"own: to go on with it instead, use {_command(out)}",
-            file=sys.stderr,
-        )
 
 
 def _command(out: Path) -> str:

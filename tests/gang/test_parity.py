@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from jano_dist import Engine, load_config
 from jano_dist.attention import distributed
-from jano_dist.errors import PeerLost, RunError, UserError
+from jano_dist.errors import NotFinite, PeerLost, UserError
 from jano_dist.models.wan_pipeline import model_folder
 from jano_dist.observe import NullObserver
 from jano_dist.tokens.plan import TokenPlan
@@ -230,7 +230,7 @@ def broken_weights_on(rank):
     engine = Engine(config("full", "image"))
     if dist.get_rank() == rank:
         torch.nn.init.constant_(engine.model._transformer.module.proj_out.bias, torch.nan)
-    return sentence(RunError, lambda: engine.generate(PROMPT))
+    return sentence(NotFinite, lambda: engine.generate(PROMPT))
 
 
 class Quits(NullObserver):
@@ -333,7 +333,7 @@ def step_bytes(computed, tokens, split, *, branches=2, mapped=False):
 
     In every layer and branch, of every computed row. Ulysses: q, k, v and the output of the heads that its
     rank does not keep. Resident: the query to every other shard, and from there an output and a logarithm
-    per head. Then CFG: each partner's output row; and the guided row to the rest of its branch. Three int64
+    per head. Then CFG: each partner's output row; and the guided row to the rest of its branch. Two int64
     from the coordinator, and with a new map a byte per token from it and 32 bytes from all to all.
     """
     cfg, kv, ulysses = split
@@ -344,7 +344,7 @@ def step_bytes(computed, tokens, split, *, branches=2, mapped=False):
     exchanges = branches * LAYERS * computed * (by_heads + resident)
     swap = computed * ROW_WIDTH * 4 * (2 if cfg == 2 else 0)
     gather = computed * ROW_WIDTH * 4 * (kv * ulysses - 1) * cfg
-    control = 3 * 8 * (world - 1)
+    control = 2 * 8 * (world - 1)
     plan = (tokens + 32 * world) * (world - 1) if mapped else 0
     return exchanges + swap + gather + control + plan
 
@@ -435,8 +435,9 @@ def test_two_collectives_per_layer_forward_and_dimension(split):
         of_a_step = forwards_per_step * per_forward + (cfg > 1) + (kv * ulysses > 1)
         for index, step in enumerate(steps):
             mapped = index == KINDS.index("refresh")
-            # Decisions, the map; in the first step text and noise. With the map, the digests of the plans.
-            assert step["broadcast"] == 1 + mapped + 2 * (index == 0)
+            # Decisions, the map; in the first step whether there is a snapshot to go on from, text and noise.
+            # With the map, the digests of the plans.
+            assert step["broadcast"] == 1 + mapped + 3 * (index == 0)
             assert step.get("all_gather", 0) == mapped
             assert step["all_to_all_single"] == of_a_step
             assert step.get("all_reduce", 0) == (index == 0)  # that all are there

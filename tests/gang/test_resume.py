@@ -161,7 +161,7 @@ class TestForeign:
     @pytest.mark.parametrize(
         ("other", "words"),
         [
-            ({"prompt": "b"}, "of the prompt 'b', not of 'a': leave the prompt out"),
+            ({"prompt": "b"}, "of the prompt 'b', not of 'a': to go on with it leave that out"),
             ({"files": "2"}, "other model files"),
             *(
                 ({"config": {**FACTS["config"], name: {"x": 2}}}, f"has {name}.x 2, not 1")

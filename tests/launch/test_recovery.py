@@ -153,17 +153,26 @@ class TestBadInput:
     def test_another_video(self, cli, unfinished, options, words):
         assert_sentence(cli("generate", "--resume", unfinished, *options), *words)
 
-    def test_starting_anew_says_what_goes(self, jano_dist, generate, unfinished, tmp_path):
-        beside = unfinished.with_name("run.jano-dist-unfinished")
-        out = tmp_path / "run"
+    @pytest.mark.parametrize("prompt", ["a red ball", "a blue ball"])
+    def test_without_resume(self, jano_dist, small, unfinished, alone, tmp_path, prompt):
+        """The same command goes on; one for another video begins, and says what it replaces."""
+        beside, out = unfinished.with_name("run.jano-dist-unfinished"), tmp_path / "run"
         (tmp_path / beside.name).mkdir()
         for path in beside.iterdir():
             (tmp_path / beside.name / path.name).write_bytes(path.read_bytes())
-        ended = finish(jano_dist(*generate(out)))
+        call = ["generate", prompt, "--config", small, "--out", out, "--set", "snapshot.seconds=0"]
+        ended = finish(jano_dist(*call, "--save-latents"))
         assert ended.code == 0
-        (note,) = ended.sentences
-        assert f"jano-dist generate --resume {out}" in note
+        record = json.loads((out / "run.json").read_text())
         assert not (tmp_path / beside.name).exists()
+        if prompt == "a red ball":
+            assert ended.err == ""
+            assert "going on from step 8\n" in ended.out
+            assert (latents(out) == latents(alone)).all()
+        else:
+            (note,) = ended.sentences
+            assert "is of the prompt 'a red ball', not of 'a blue ball': this one begins" in note
+        assert record["resumed_from_step"] == (8 if prompt == "a red ball" else 0)
 
 
 @pytest.mark.slow

@@ -22,10 +22,10 @@ def folder(tmp_path):
     return tmp_path / "run.jano-dist-unfinished"
 
 
-def keeper(folder, resume="no", seconds=0.0):
-    notes = []
-    snapshots = SnapshotFolder(folder, seconds, resume=resume, note=notes.append)
-    snapshots.notes = notes
+def keeper(folder, required=False, seconds=0.0):
+    notes, found = [], []
+    snapshots = SnapshotFolder(folder, seconds, required=required, note=notes.append, found=found.append)
+    snapshots.notes, snapshots.found = notes, found
     return snapshots
 
 
@@ -59,7 +59,7 @@ def test_the_one_before_a_damaged_one(folder, damage):
         snapshots.keep(step, packed(step))
     newest = folder / "step-000008.snapshot"
     newest.write_bytes(damage(newest.read_bytes()))
-    assert keeper(folder, "must").newest(RUN) == packed(4)
+    assert keeper(folder, True).newest(RUN) == packed(4)
     (folder / "step-000004.snapshot").write_bytes(b"")
     assert newest_whole(folder) is None
 
@@ -78,10 +78,13 @@ def test_when_it_is_due(folder, monkeypatch):
     assert snapshots.due(last=True)
 
 
-def test_an_earlier_run_goes_with_the_first_of_a_new_one(folder):
-    keeper(folder).keep(20, packed(20))
+def test_another_run_goes_with_the_first_of_a_new_one(folder):
+    keeper(folder).keep(20, packed(20, prompt="b"))
     anew = keeper(folder)
     assert anew.newest(RUN) is None
+    (note,) = anew.notes
+    assert "is of the prompt 'b', not of 'a': this one begins" in note
+    assert anew.found == []
     assert names(folder) == ["step-000020.snapshot"]
     anew.keep(4, packed(4))
     assert names(folder) == ["step-000004.snapshot"]
@@ -89,21 +92,18 @@ def test_an_earlier_run_goes_with_the_first_of_a_new_one(folder):
 
 def test_a_run_that_goes_on_keeps_its_own(folder):
     keeper(folder).keep(4, packed(4))
-    again = keeper(folder, "may")
+    again = keeper(folder)
     assert again.newest(RUN) == packed(4)
+    assert (again.found, again.notes) == ([4], [])
     again.keep(8, packed(8))
     assert names(folder) == ["step-000004.snapshot", "step-000008.snapshot"]
 
 
-def test_another_run(folder):
-    """Refused where the user asked for it, left alone where the ranks were only started again."""
+def test_another_run_where_it_must_be_the_same(folder):
     keeper(folder).keep(4, packed(4, prompt="b"))
     with pytest.raises(UserError, match="the prompt 'b'"):
-        keeper(folder, "must").newest(RUN)
-    again = keeper(folder, "may")
-    assert again.newest(RUN) is None
-    again.keep(3, packed(3))
-    assert names(folder) == ["step-000003.snapshot"]
+        keeper(folder, True).newest(RUN)
+    assert names(folder) == ["step-000004.snapshot"]
 
 
 def test_a_full_disk_does_not_end_the_run(folder, monkeypatch):

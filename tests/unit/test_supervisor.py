@@ -32,7 +32,7 @@ class Script:
         self.told = False
         port = int(environment["MASTER_PORT"])
         self.connect = lambda: PrefixStore(
-            f"jano_dist/{environment['JANO_DIST_ATTEMPT']}",
+            "jano_dist",
             TCPStore("127.0.0.1", port, is_master=False, timeout=timedelta(seconds=5)),
         )
 
