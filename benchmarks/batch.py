@@ -2,11 +2,11 @@
 
     python -m benchmarks.batch
 
-And its pace: videos per minute of an undisturbed batch, imports and loading included, against single commands,
-as many at a time as the batch has gangs. Of these a sample is measured (--singles).
+And its pace: videos per minute of an undisturbed batch, imports and loading included, against single
+commands, as many at a time as the batch has gangs. Of these a sample is measured (--singles).
 
-Ranks and drivers are killed by SIGKILL when so many videos are done (KILLS), a moment later, so that it strikes
-in the middle of a video. A video made twice would be written twice: run folders are looked at all the time.
+Ranks and drivers are killed by SIGKILL a moment after so many videos are done (KILLS), so that it strikes in
+the middle of one. A video made twice would be written twice: run folders are looked at all the time.
 """
 
 import argparse
@@ -25,6 +25,7 @@ from safetensors.torch import load_file
 
 from benchmarks.common import PROMPTS, save
 from jano_dist import cli
+from tests.launch.conftest import alive
 
 COMMAND = (sys.executable, "-m", "jano_dist")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -102,16 +103,11 @@ def kill(batch: Batch, what: str, which: int) -> dict[str, Any]:
         return {"what": what, "done": at}
     batch.process.kill()
     batch.process.wait()
-    gone, left = psutil.wait_procs(own, timeout=20)
+    while any(alive(process.pid) for process in own):
+        time.sleep(0.01)
     seconds = time.monotonic() - struck
     batch.start()
-    return {
-        "what": what,
-        "done": at,
-        "processes": len(gone),
-        "left": len(left),
-        "seconds_until_gone": seconds,
-    }
+    return {"what": what, "done": at, "processes": len(own), "seconds_until_gone": seconds}
 
 
 def disturbed(folder: Path, number: int, gangs: int, nproc: int) -> tuple[Batch, dict[str, Any]]:
