@@ -107,6 +107,8 @@ class _Member:
         """What a user may want to see of it."""
         if not self.goes_on:
             return Sight(None, "given up" if self.cause else "")
+        if self._turn and not self._job:
+            return Sight(None, "idle")
         return Sight(self._job, where(self._supervised.store, 0).removeprefix(" in "))
 
     def _start(self) -> None:

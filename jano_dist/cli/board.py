@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from jano_dist.batch import Work
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:  # it may come after the first words
     from jano_dist.launchers.fleet import Sight
 
 _PAUSE = 0.25  # seconds from one picture to the next
+_SHOWN = 60  # signs of a prompt
 
 
 class Board:
@@ -61,7 +63,8 @@ class Board:
         for number, sight in enumerate(sights, start=1):
             job = sight.job
             at = f"{sight.at} of {self._steps(sight)}" if sight.at.startswith("step") and job else sight.at
-            table.add_row(str(number), job.id if job else "", at, job.prompt[:60] if job else "")
+            name, prompt = (job.id, Text(job.prompt[:_SHOWN])) if job else ("", Text())
+            table.add_row(str(number), name, at, prompt)  # a Text because [ ] in it mean nothing
         return table
 
     def _steps(self, sight: "Sight") -> int:

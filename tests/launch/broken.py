@@ -69,7 +69,9 @@ def main() -> None:
     how, rank, place, *times = os.environ["BROKEN"].split(":")
     own, start = os.environ["RANK"], attempt()
     note = Path(os.environ["FAULTS"]) / f"pid{own}{f'-{start}' if start else ''}"
-    if note.exists():  # of another gang
+    try:
+        note.touch(exist_ok=False)
+    except FileExistsError:  # a rank of another gang
         note = note.with_name(f"{note.name}.{os.getpid()}")
     note.write_text(str(os.getpid()))
     if own == rank and not (times and start >= int(times[0])):
