@@ -28,7 +28,7 @@ class Script:
 
     def __init__(self, folder, *starts):
         self.folder, self.starts = folder, list(starts)
-        self.begun, self.had, self.ends = 0, [], 0
+        self.begun, self.had, self.rows, self.ends = 0, [], [], 0
 
     def start(self, arguments, environment):
         self.words = list(self.starts.pop(0)) if self.starts else []
@@ -61,7 +61,7 @@ class Script:
 
     def make(self, index):
         self.had.append(index)
-        self.rows = json.loads(self.store.get("recoveries"))
+        self.rows.append(json.loads(self.store.get("recoveries")))
         word = self.words.pop(0) if self.words else "done"
         if word in ("done", "made"):
             run = self.folder.path / str(index)
@@ -140,10 +140,11 @@ def test_what_would_fail_again_is_tried_once(batch):
 
 
 def test_the_next_attempt_knows_of_the_earlier_ones(batch):
-    ran = batch(1, [["fail"], ["fail"]])
-    assert [(row["attempt"], row["sentence"]) for row in ran.gangs[0].rows] == [
-        (1, "it is fail"), (2, "it is fail"),
-    ]  # fmt: skip
+    ran = batch(2, [["fail"], ["fail"]])
+    assert ran.gangs[0].had == [0, 0, 0, 1]
+    told = [[(row["attempt"], row["sentence"]) for row in rows] for rows in ran.gangs[0].rows]
+    first, second = (1, "it is fail"), (2, "it is fail")
+    assert told == [[], [first], [first, second], []]
 
 
 def test_done_before_it_could_say_so(batch):

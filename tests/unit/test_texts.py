@@ -66,9 +66,16 @@ def engine(small):
     return Engine(load_config(small))
 
 
-def test_every_text_as_diffusers_encodes_it(engine):
+def test_every_text_as_diffusers_encodes_it(engine, monkeypatch):
+    """And one by one: larger encoders round otherwise in a batch, which wan-tiny's does not."""
     pipeline = WanPipeline.from_pretrained(WAN_TINY, transformer=None, vae=None, scheduler=None)
-    ours = engine.model.encode(PROMPTS)
+    calls, encode = [], WanPipeline.encode_prompt
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            WanPipeline, "encode_prompt", lambda self, *a, **k: calls.append(a) or encode(self, *a, **k)
+        )
+        ours = engine.model.encode(PROMPTS)
+    assert calls == [(prompt,) for prompt in PROMPTS]
     for prompt, embedding in zip(PROMPTS, ours, strict=True):
         for theirs in pipeline.encode_prompt(prompt, negative_prompt=prompt, max_sequence_length=32):
             assert torch.equal(embedding, theirs[0])
