@@ -36,7 +36,7 @@ TRACEBACK = "JANO_DIST_TRACEBACK"
 _PATIENCE = timedelta(seconds=0.5)  # how long a rank that only noticed a failure waits for its cause
 _REACH = timedelta(seconds=1)  # how long a failing rank tries to reach the store
 _PR_SET_PDEATHSIG = 1
-_PHASES = ("", "load", "encode", "step", "decode")
+_PHASES = ("", "load", "encode", "step", "decode", "write")
 
 
 class Stopped(BaseException):
@@ -89,6 +89,11 @@ def find_place() -> Place:
             f"{place.local_world} is no place in a gang: start the ranks with --nproc or torchrun"
         )
     return place
+
+
+def is_supervised() -> bool:
+    """Whether one of our launchers has started this process; it hosts a store, also for a single rank."""
+    return SUPERVISOR in os.environ
 
 
 def attempt() -> int:

@@ -13,7 +13,7 @@ from torch.distributed import DistError, DistNetworkError, HashStore, PrefixStor
 
 from jano_dist.config import RuntimeConfig
 from jano_dist.errors import PeerLost, RunError, UserError
-from jano_dist.gang import Place, find_place, open_store
+from jano_dist.gang import Place, find_place, is_supervised, open_store
 from jano_dist.watch import Watch
 
 
@@ -75,7 +75,7 @@ def require_gang() -> None:
 
 @contextmanager
 def join(config: RuntimeConfig) -> Iterator[Store]:
-    """Form the process group of all ranks, and leave it at the end. One process needs none.
+    """Form the process group of all ranks, and leave it at the end. A single rank needs none.
 
     Yields the store that the ranks share. A rank whose body raises stays in the group: it must end
     (`gang.fail_stop`), because the others may never answer its goodbye.
@@ -85,11 +85,22 @@ def join(config: RuntimeConfig) -> Iterator[Store]:
         RunError: ranks did not come within `config.timeout_seconds`, or cannot reach each other.
     """
     place = find_place()
-    if place.world == 1:
+    if place.world == 1 and not is_supervised():
         yield HashStore()
         return
     limit = timedelta(seconds=config.timeout_seconds)
     store = _meet(place, limit)
+    if place.world > 1:
+        _form(config, place, store, limit)
+    watch = Watch(place, config.stall_seconds)
+    yield store
+    watch.leave()
+    if place.world > 1:
+        dist.destroy_process_group()
+
+
+def _form(config: RuntimeConfig, place: Place, store: Store, limit: timedelta) -> None:
+    """The process group of ranks that have met."""
     _choose_interface()
     backend = "gloo" if pick_device(config).type == "cpu" else "cpu:gloo,cuda:nccl"
     try:
@@ -105,10 +116,6 @@ def join(config: RuntimeConfig) -> Iterator[Store]:
             f"the ranks cannot reach each other ({str(error).splitlines()[0]}): set GLOO_SOCKET_IFNAME to "
             "the network interface that they share"
         ) from error
-    watch = Watch(place, config.stall_seconds)
-    yield store
-    watch.leave()
-    dist.destroy_process_group()
 
 
 def _choose_interface() -> None:

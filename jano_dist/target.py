@@ -16,6 +16,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ from pathlib import Path
 from jano_dist.errors import UserError
 
 FILES = ("video.mp4", "complexity.png", "timeline.png", "latents.safetensors", "trace.json", "run.json")
+_PAUSE = 0.05  # seconds
 
 
 def check_target(out: Path) -> None:
@@ -37,15 +39,18 @@ def check_target(out: Path) -> None:
 
 
 @contextmanager
-def reserve(out: Path) -> Iterator[None]:
+def reserve(out: Path, *, patience: float = 0) -> Iterator[None]:
     """Check `out` and hold it for one run. It is given back when the process ends, however it ends.
 
     Completes first what a process that was killed while it replaced `out` had begun.
 
+    Args:
+        patience: seconds to wait for another run that holds it.
+
     Raises:
         UserError: another run on this machine holds it; or see `check_target`.
     """
-    with _held(out):
+    with hold(out, patience=patience):
         with _naming(out):
             settle(out)
         check_target(out)
@@ -170,27 +175,40 @@ def is_run(folder: Path) -> bool:
 
 
 @contextmanager
-def _held(out: Path) -> Iterator[None]:
-    """A name in the kernel that one process can have and that goes with it: no lock file is left over.
+def hold(out: Path, *, patience: float = 0) -> Iterator[None]:
+    """Hold the name `out` in the kernel, which one process can have and which goes with it: no lock file is
+    left over.
 
     It is known on this machine only, and only Linux has such names.
+
+    Raises:
+        UserError: another process holds it, still after `patience` seconds.
     """
     if sys.platform != "linux":
         yield
         return
     with _naming(out):
-        digest = hashlib.sha256(os.fsencode(out.resolve())).hexdigest()
+        name = f"\0jano-dist-{hashlib.sha256(os.fsencode(out.resolve())).hexdigest()}"
+    deadline = time.monotonic() + patience
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as holder:
-        try:
-            holder.bind(f"\0jano-dist-{digest}")
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                raise
-            raise UserError(
-                f"--out {out} is in use by another run that has not ended: wait for it, or give another "
-                "folder"
-            ) from error
+        while not _bound(holder, name):
+            if time.monotonic() >= deadline:
+                raise UserError(
+                    f"--out {out} is in use by another run that has not ended: wait for it, or give another "
+                    "folder"
+                )
+            time.sleep(_PAUSE)
         yield
+
+
+def _bound(holder: socket.socket, name: str) -> bool:
+    try:
+        holder.bind(name)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        return False
+    return True
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from jano_dist.launchers.supervisor import LOOPBACK
 
@@ -18,6 +19,8 @@ COMMAND_LINE: Entry = ("jano_dist.cli", "main")
 _GRACE = 1.0  # seconds a rank has to remove what it has half written
 _POLL = 0.02
 _LONGEST = 2**16  # bytes of an answer
+_TAIL = 5  # lines of a failed rank
+_NOTHING: Mapping[str, str] = {}
 
 
 class Processes:
@@ -113,20 +116,31 @@ class LocalGang:
 
     Args:
         ranks: how many. entry: what they run.
+        environment: theirs besides this process's own.
+        logs: an existing folder for what they say, a file each; None: it goes to where this process's goes.
     """
 
     address = LOOPBACK
 
-    def __init__(self, ranks: int, entry: Entry = COMMAND_LINE) -> None:
-        self._ranks, self._processes = ranks, Processes(entry)
+    def __init__(
+        self,
+        ranks: int,
+        entry: Entry = COMMAND_LINE,
+        *,
+        environment: Mapping[str, str] = _NOTHING,
+        logs: Path | None = None,
+    ) -> None:
+        self._ranks, self._own, self._logs = ranks, environment, logs
+        self._processes = Processes(entry)
         self.ended, self.end, self.close = self._processes.ended, self._processes.end, self._processes.close
 
     def last_words(self, rank: int) -> list[str]:
-        """Nothing: what ranks say goes to the terminal."""
-        return []
+        """The last lines that a rank said, where the user has not seen them."""
+        log = self._log(rank)
+        return Path(log).read_text(errors="replace").splitlines()[-_TAIL:] if log else []
 
     def start(self, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
-        """Start all ranks, with `environment` besides this process's own."""
+        """Start all ranks, with `environment` besides."""
         for rank in range(self._ranks):
             place = {
                 "RANK": rank,
@@ -134,7 +148,11 @@ class LocalGang:
                 "WORLD_SIZE": self._ranks,
                 "LOCAL_WORLD_SIZE": self._ranks,
             }
-            self._processes.start(rank, arguments, rank_environment({**environment, **place}))
+            whole = rank_environment({**self._own, **environment, **place})
+            self._processes.start(rank, arguments, whole, self._log(rank))
+
+    def _log(self, rank: int) -> str | None:
+        return None if self._logs is None else str(self._logs / f"rank-{rank}.log")
 
 
 def rank_environment(more: Mapping[str, object]) -> dict[str, str]:

@@ -8,11 +8,11 @@ from typing import Any
 
 import typer
 
-from jano_dist.cli import INTERRUPTED, compare, doctor, generate, plan, submit
+from jano_dist.cli import INTERRUPTED, batch, compare, doctor, generate, plan, submit
 from jano_dist.cli.log import Output
 from jano_dist.cli.options import Call
 from jano_dist.errors import Interrupted, RunError, UserError
-from jano_dist.gang import Place, Stopped, fail_stop, find_place
+from jano_dist.gang import Place, Stopped, fail_stop, find_place, is_supervised
 
 app = typer.Typer(
     add_completion=False,
@@ -20,7 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (generate.generate, submit.submit, compare.compare, plan.plan, doctor.doctor):
+for command in (generate.generate, batch.batch, submit.submit, compare.compare, plan.plan, doctor.doctor):
     app.command()(command)
 
 # What typer raises for a wrong command line: click's UsageError, or its own copy under a private name.
@@ -44,7 +44,7 @@ def run(arguments: list[str], *, started: float, begin: Callable[[], object] = l
         return code
     except (Exception, KeyboardInterrupt, Stopped) as error:
         place, ending = _place_or_alone(), _ending(error, arguments)
-        if place.world > 1:
+        if place.world > 1 or is_supervised():
             fail_stop(place, error, ending, _say)
         if ending is None:
             raise

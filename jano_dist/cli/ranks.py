@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _RANKS_PER_CORE = 16  # far more than is of any use; beyond it a machine comes to a standstill
 # Options that are the launcher's, and not the ranks'.
-_OPTIONS = ("--nproc", "--launcher", "--address", "--wait")
+OPTIONS = ("--nproc", "--launcher", "--address", "--wait")
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,8 @@ def check_ranks(nproc: int | None, settings: Config, place: Place, launcher: Lau
 def _check_nproc(nproc: int, settings: Config, place: Place, launcher: Launcher) -> None:
     if place.world > 1:
         raise UserError("--nproc starts ranks, but torchrun has started some already: leave it out")
-    most = _RANKS_PER_CORE * (os.cpu_count() or 1)
-    if launcher == "local" and nproc > most:
-        raise UserError(
-            f"--nproc {nproc} is more than {_RANKS_PER_CORE} ranks for each core of this machine: "
-            f"start at most {most}"
-        )
+    if launcher == "local":
+        check_cores(nproc, f"--nproc {nproc}")
     asked = {name: degree for name, degree in settings.mesh.model_dump().items() if degree}
     product = math.prod(asked.values())
     if nproc % product or (len(asked) == 3 and nproc != product):
@@ -69,6 +65,23 @@ def _check_nproc(nproc: int, settings: Config, place: Place, launcher: Launcher)
         raise UserError(
             f"{degrees} is {count(product, 'rank')}, which does not fit --nproc {nproc}: "
             f"use --nproc {product}, or leave a degree out"
+        )
+
+
+def check_cores(ranks: int, asked: str) -> None:
+    """Refuse more ranks than this machine could ever run.
+
+    Args:
+        asked: the options that ask for them.
+
+    Raises:
+        UserError: they are too many.
+    """
+    most = _RANKS_PER_CORE * (os.cpu_count() or 1)
+    if ranks > most:
+        raise UserError(
+            f"{asked} is more than {_RANKS_PER_CORE} ranks for each core of this machine: "
+            f"start at most {most}"
         )
 
 
@@ -87,7 +100,7 @@ def launch(where: Launch, arguments: Sequence[str], settings: Config, out: Path)
     runtime, say = settings.runtime, partial(log().print, soft_wrap=True)
     with resumable(out), _gang(where, out) as (gang, ears):
         run = Run(where.ranks, runtime.recoveries, runtime.stall_seconds, say, ears)
-        supervise(gang, without_options(arguments, _OPTIONS), run)
+        supervise(gang, without_options(arguments, OPTIONS), run)
         if ears:
             ears.video(json.loads((out / "run.json").read_text(encoding="utf-8")))
 

@@ -1,6 +1,6 @@
 """Configuration: what can be set, how it is read, and what is said of a setting that does not fit."""
 
-from jano_dist.config.load import change_config, change_sampling, config_names, load_config
+from jano_dist.config.load import change_config, change_sampling, config_names, load_config, parse_overrides
 from jano_dist.config.settings import (
     CacheConfig,
     Config,
@@ -33,4 +33,5 @@ __all__ = [
     "check_prompt",
     "config_names",
     "load_config",
+    "parse_overrides",
 ]

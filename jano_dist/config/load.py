@@ -43,7 +43,7 @@ def load_config(
     _check_arguments(name, preset=preset, policy=policy, overrides=overrides)
     raw = _read(_find(name))
     presets, own_preset = raw.pop("presets", None), raw.pop("preset", None)
-    pairs = dict(_pairs(overrides))
+    pairs = parse_overrides(overrides)
     # These two choose what the other overrides change, so they come first, however they are given.
     policy = pairs.pop("policy.name", policy)
     preset = pairs.pop("preset", preset)
@@ -59,6 +59,30 @@ def load_config(
     return _validate(raw, str(name))
 
 
+def parse_overrides(overrides: Sequence[str] | Mapping[str, Any]) -> dict[str, Any]:
+    """`{"a.b": value}` for the overrides that `load_config` takes; of several for a key the last one counts.
+
+    Raises:
+        UserError: one is not of the form key=value, or its value is not valid YAML.
+    """
+    if isinstance(overrides, Mapping):
+        return dict(overrides)
+    pairs = {}
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise UserError(
+                f"--set {text!r} is not of the form key=value: write for example --set sampling.steps=30"
+            )
+        try:
+            pairs[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UserError(
+                f"the value of --set {text!r} is not valid YAML: put it in double quotes inside the shell's"
+            ) from error
+    return pairs
+
+
 def change_config(
     raw: Mapping[str, Any], overrides: Sequence[str] | Mapping[str, Any], source: str
 ) -> Config:
@@ -71,7 +95,7 @@ def change_config(
         UserError: unknown key, or a value that does not fit.
     """
     changed = copy.deepcopy(dict(raw))
-    for key, value in _pairs(overrides):
+    for key, value in parse_overrides(overrides).items():
         _assign(changed, key, value)
     return _validate(changed, source)
 
@@ -160,25 +184,6 @@ def _preset_row(preset: str, presets: Any, source: str) -> dict[str, Any]:
         )
     row: dict[str, Any] = presets[preset]
     return row
-
-
-def _pairs(overrides: Sequence[str] | Mapping[str, Any]) -> list[tuple[str, Any]]:
-    if isinstance(overrides, Mapping):
-        return list(overrides.items())
-    pairs = []
-    for text in overrides:
-        key, equals, value = text.partition("=")
-        if not equals or not key:
-            raise UserError(
-                f"--set {text!r} is not of the form key=value: write for example --set sampling.steps=30"
-            )
-        try:
-            pairs.append((key.strip(), yaml.safe_load(value)))
-        except yaml.YAMLError as error:
-            raise UserError(
-                f"the value of --set {text!r} is not valid YAML: put it in double quotes inside the shell's"
-            ) from error
-    return pairs
 
 
 def _assign(raw: dict[str, Any], key: str, value: Any) -> None:

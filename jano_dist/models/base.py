@@ -57,7 +57,8 @@ class VideoModel(Protocol):
         """Sentences on what the text encoder will not see: unknown words of the prompt, a cut-off end."""
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
-        """Text embeddings [prompts, L, text_dim]; the text encoder is in memory only meanwhile."""
+        """Text embeddings [prompts, L, text_dim], each as if it were the only one; the text encoder is in
+        memory only meanwhile."""
 
     def branch(self, text: Tensor) -> Branch:
         """A branch for the embeddings [1, L, text_dim] of one prompt."""

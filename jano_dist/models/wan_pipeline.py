@@ -131,16 +131,17 @@ class TextEncoder:
             pipeline = WanPipeline.from_pretrained(
                 self._folder, tokenizer=self._tokenizer, dtype=self._dtype, **others
             ).to(device)
-        texts: Tensor = pipeline.encode_prompt(
-            list(prompts),
-            do_classifier_free_guidance=False,
-            max_sequence_length=self._limit,
-            device=device,
-        )[0]
+        # One by one, as the pipeline does it: a batch rounds differently, and a text may be wanted again.
+        texts = [
+            pipeline.encode_prompt(
+                prompt, do_classifier_free_guidance=False, max_sequence_length=self._limit, device=device
+            )[0]
+            for prompt in prompts
+        ]
         del pipeline  # nothing refers to it any more, so the encoder's memory is free now
         if device.type == "cuda":
             torch.cuda.empty_cache()
-        return texts
+        return torch.cat(texts)
 
     def notes(self, prompt: str, negative_prompt: str = "") -> list[str]:
         """Sentences on what the encoder will not see: words it does not know, an end that is cut off."""

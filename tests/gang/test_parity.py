@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from jano_dist import Engine, load_config
 from jano_dist.attention import distributed
-from jano_dist.errors import NotFinite, PeerLost, UserError
+from jano_dist.errors import NotFinite, PeerLost, RunError, UserError
 from jano_dist.models.wan_pipeline import model_folder
 from jano_dist.observe import NullObserver
 from jano_dist.tokens.plan import TokenPlan

@@ -2,8 +2,9 @@
 
 BROKEN is `HOW:RANK:PLACE`, or `HOW:RANK:PLACE:TIMES` where only the first TIMES starts of the ranks break.
 HOW is raise, kill, abort, full (no space left), hang (asleep, but it hears signals), stuck (asleep in C, deaf
-to signals) or stop (as by SIGSTOP). PLACE is a step, encode, decode, or write: when the run folder is half
-written. Every rank writes its process id, and the broken one the time of its fault, to the folder FAULTS.
+to signals) or stop (as by SIGSTOP). PLACE is a step, encode, decode, prepare: when a batch's texts are
+encoded, or write: when the run folder is half written. With BROKEN_PROMPT only videos of that prompt break.
+Every rank writes its process id, and the broken one the time of its fault, to the folder FAULTS.
 """
 
 import ctypes
@@ -11,6 +12,7 @@ import errno
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"  # the command line does so before it imports torch
@@ -20,6 +22,8 @@ from jano_dist.denoise import Denoiser
 from jano_dist.engine import Engine
 from jano_dist.gang import attempt
 from jano_dist.models.wan_pipeline import WanModel
+
+_PLACES = {"encode": (Engine, "_encode"), "prepare": (Engine, "prepare"), "decode": (WanModel, "decode")}
 
 
 def break_down(how: str) -> None:
@@ -62,19 +66,36 @@ def tell_when_back() -> None:
     gang.Progress._at = at
 
 
+def _strikes_at(place: str) -> Callable[..., bool]:
+    """Whether a step is the one to break in, of a video that is to break."""
+    only, prompts, generate = os.environ.get("BROKEN_PROMPT"), [], Engine.generate
+
+    def noting(self, prompt, **more):
+        prompts.append(prompt)
+        return generate(self, prompt, **more)
+
+    Engine.generate = noting
+    return lambda state, index, *_: index == int(place) and only in (None, prompts[-1])
+
+
 def main() -> None:
     how, rank, place, *times = os.environ["BROKEN"].split(":")
     own, start = os.environ["RANK"], attempt()
-    (Path(os.environ["FAULTS"]) / f"pid{own}{f'-{start}' if start else ''}").write_text(str(os.getpid()))
+    note = Path(os.environ["FAULTS"]) / f"pid{own}{f'-{start}' if start else ''}"
+    try:
+        note.touch(exist_ok=False)
+    except FileExistsError:  # a rank of another gang
+        note = note.with_name(f"{note.name}.{os.getpid()}")
+    note.write_text(str(os.getpid()))
     if start and own == "0":
         tell_when_back()
     if own == rank and not (times and start >= int(times[0])):
         if place == "write":
             run_folder.timeline_picture = lambda *_: break_down(how)
-        elif place in ("encode", "decode"):
-            _breaking(*((Engine, "_encode") if place == "encode" else (WanModel, "decode")), how)
+        elif place in _PLACES:
+            _breaking(*_PLACES[place], how)
         else:
-            _breaking(Denoiser, "_velocity", how, lambda state, index, *_: index == int(place))
+            _breaking(Denoiser, "_velocity", how, _strikes_at(place))
     cli.main()
 
 

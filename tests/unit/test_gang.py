@@ -75,7 +75,8 @@ class TestFindPlace:
         gang = local.LocalGang(3)
         monkeypatch.setattr(gang._processes, "start", lambda *order: started.append(order))
         gang.start(["x"], {"MASTER_ADDR": "127.0.0.1"})
-        for rank, (number, arguments, its) in enumerate(started):
+        for rank, (number, arguments, its, log) in enumerate(started):
+            assert log is None  # what it says goes to the terminal
             assert (number, arguments) == (rank, ["x"])
             environment(**{name: its[name] for name in NAMES})
             assert find_place() == Place(rank, rank, 3, 3)
