@@ -194,6 +194,24 @@ def test_torchrun_starts_again_and_resumes(start, generate, alone, tmp_path):
     assert record["resumed_from_step"] == 8
 
 
+@pytest.mark.slow
+def test_two_agents_start_again_and_resume(start, generate, alone, tmp_path):
+    """As on two nodes. Each agent counts its own restarts: rank 0 does not know that it is not the first."""
+    import sys
+
+    from tests.launch.conftest import HERE, PATHS
+
+    agent = (
+        sys.executable, "-m", "torch.distributed.run", "--nnodes", 2, "--nproc-per-node", 1, "--max-restarts", 2,
+        "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:29743", "--rdzv-id", tmp_path.name,
+    )  # fmt: skip
+    call = generate(tmp_path / "runs" / "run", *OFTEN)
+    more = {"BROKEN": "kill:1:9:1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", **PATHS}
+    agents = [start(*agent, HERE / "broken.py", *call, **more) for _ in range(2)]
+    assert [finish(each).code for each in agents] == [0, 0]
+    assert check(tmp_path / "runs" / "run", alone, [])["resumed_from_step"] == 8
+
+
 def test_a_deaf_rank_ends_with_the_others(supervised, tmp_path):
     """Asleep in C, with its signals blocked: its watching thread ends it when another gives the cause."""
     began = time.monotonic()
