@@ -44,14 +44,12 @@ class Snapshot:
         """Bytes with a checksum: a line with format and SHA-256 of the rest, a line of JSON, safetensors."""
         from safetensors.torch import save
 
-        facts = json.dumps({"step": self.step, **self.facts}, allow_nan=False).encode()
+        facts = json.dumps({"step": self.step, **self.facts}, allow_nan=False).encode() + b"\n"
         # Clones, because tensors that share memory are refused.
-        body = (
-            facts
-            + b"\n"
-            + save({name: each.cpu().contiguous().clone() for name, each in self.tensors.items()})
-        )
-        return _FORMAT + hashlib.sha256(body).hexdigest().encode() + b"\n" + body
+        tensors = save({name: each.cpu().contiguous().clone() for name, each in self.tensors.items()})
+        digest = hashlib.sha256(facts)
+        digest.update(tensors)
+        return b"".join([_FORMAT, digest.hexdigest().encode(), b"\n", facts, tensors])
 
     @classmethod
     def unpack(cls, packed: bytes) -> "Snapshot":
@@ -77,11 +75,13 @@ def facts_of(packed: bytes) -> dict[str, Any]:
 
 def _parts(packed: bytes) -> tuple[dict[str, Any], bytes]:
     """Facts, and packed tensors."""
-    head, _, body = packed.partition(b"\n")
-    if head != _FORMAT + hashlib.sha256(body).hexdigest().encode():
+    content = memoryview(packed)  # without copies: it may be large
+    head = packed.find(b"\n") + 1
+    body = content[head:]
+    if content[:head] != _FORMAT + hashlib.sha256(body).hexdigest().encode() + b"\n":
         raise ValueError("not a whole snapshot")
-    facts, _, tensors = body.partition(b"\n")
-    return json.loads(facts), tensors
+    end = packed.index(b"\n", head)
+    return json.loads(bytes(content[head:end])), bytes(content[end + 1 :])
 
 
 def require_same_run(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> None:

@@ -158,7 +158,7 @@ class RuntimeConfig(_Frozen):
 class SnapshotConfig(_Frozen):
     """What is kept while a run goes on, to go on from when it fails."""
 
-    seconds: _Float = Field(30, ge=0, description="at least so long from one snapshot to the next")
+    seconds: _Float = Field(60, ge=0, description="at least so long from one snapshot to the next")
 
 
 class Config(_Frozen):

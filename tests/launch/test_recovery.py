@@ -202,8 +202,9 @@ def test_two_agents_start_again_and_resume(start, generate, alone, tmp_path):
     from tests.launch.conftest import HERE, PATHS
 
     agent = (
-        sys.executable, "-m", "torch.distributed.run", "--nnodes", 2, "--nproc-per-node", 1, "--max-restarts", 2,
-        "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:29743", "--rdzv-id", tmp_path.name,
+        sys.executable, "-m", "torch.distributed.run", "--nnodes", 2, "--nproc-per-node", 1,
+        "--max-restarts", 2, "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:29743",
+        "--rdzv-id", tmp_path.name,
     )  # fmt: skip
     call = generate(tmp_path / "runs" / "run", *OFTEN)
     more = {"BROKEN": "kill:1:9:1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", **PATHS}
