@@ -1,8 +1,9 @@
-"""Seconds from a rank's fault until no process of the run is left.
+"""Seconds from a rank's fault until no rank is left, and from the first report of its cause.
 
-Ranks started with `--nproc`, of which one raises, is killed or hangs while it denoises; nothing else is
-measured: not under torchrun, not while loading, decoding or writing. A hang is found by the others' time-out:
-its seconds hold that time-out, which is given beside them. Every round is a run of its own.
+One rank raises, is killed, hangs (asleep, but it hears signals) or is stuck (asleep in C, deaf to signals)
+while it denoises, and the ranks are not started again; nothing else is measured: not while loading, decoding
+or writing. A hang is found by the others' time-out: its seconds hold that time-out, which is given beside them.
+Launchers: nproc, ray, torchrun (one agent), agents (torchrun with two). Every round is a run of its own.
 """
 
 import argparse
@@ -18,39 +19,74 @@ from typing import Any
 from benchmarks.common import PROMPTS, save
 from tests.launch.conftest import alive, pids
 
-SUPERVISED = Path(__file__).parents[1] / "tests" / "launch" / "supervised.py"
+LAUNCH = Path(__file__).parents[1] / "tests" / "launch"
 TIMEOUT = 5  # seconds, of collectives where a rank hangs
 SIZE = ("--frames", "9", "--height", "64", "--width", "64")
 STEP = {"full": 3, "jano": 10}  # where the fault is: with jano a sparse step
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+HOWS = ("raise", "kill", "hang", "stuck")
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(LAUNCH.parents[1])}
+ENVIRONMENT["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # as launchers/torchrun.sh
 
 
-def end_of(how: str, world: int, policy: str) -> dict[str, Any]:
-    """One broken run: seconds from the fault until the last of its processes was gone, and what was said."""
-    timeout = TIMEOUT if how == "hang" else 120
-    with tempfile.TemporaryDirectory() as folder:
-        call = [sys.executable, str(SUPERVISED), "generate", PROMPTS[0], "--out", f"{folder}/run"]
-        call += ["--policy", policy, "--nproc", str(world), *SIZE]
-        call += ["--set", f"runtime.timeout_seconds={timeout}"]
-        environment = {**ENVIRONMENT, "FAULTS": folder, "BROKEN": f"{how}:1:{STEP[policy]}"}
-        process = subprocess.Popen(call, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        _, said = process.communicate(timeout=300)
-        while any(map(alive, pids(Path(folder)))):
+def commands(launcher: str, call: list[str], world: int, meeting: str) -> list[list[str]]:
+    """One command line, or one for each of torchrun's agents."""
+    if launcher in ("nproc", "ray"):
+        more = ["--nproc", str(world)] + (["--launcher", "ray"] if launcher == "ray" else [])
+        return [[sys.executable, str(LAUNCH / "supervised.py"), *call, *more]]
+    agents = 2 if launcher == "agents" else 1
+    agent = [sys.executable, "-m", "torch.distributed.run", "--max-restarts", "0"]
+    agent += ["--nnodes", str(agents), "--nproc-per-node", str(world // agents)]
+    if agents == 2:
+        agent += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:29747", "--rdzv-id", meeting]
+    return [[*agent, str(LAUNCH / "broken.py"), *call]] * agents
+
+
+def end_of(launcher: str, how: str, world: int, policy: str) -> dict[str, Any]:
+    """One broken run: seconds until the last of its ranks was gone, and what was said."""
+    timeout = TIMEOUT if how in ("hang", "stuck") else 120
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        call = ["generate", PROMPTS[0], "--out", f"{name}/run", "--policy", policy, *SIZE]
+        for setting in (f"runtime.timeout_seconds={timeout}", "runtime.recoveries=0"):
+            call += ["--set", setting]
+        environment = {**ENVIRONMENT, "FAULTS": name, "BROKEN": f"{how}:1:{STEP[policy]}"}
+        processes = [
+            subprocess.Popen(each, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+            for each in commands(launcher, call, world, folder.name)
+        ]
+        while not (folder / "time").exists():
             time.sleep(0.01)
-        seconds = time.time() - float((Path(folder) / "time").read_text())
-        return {"exit": process.returncode, "seconds": seconds, "sentences": said.decode().splitlines()}
+        while any(map(alive, pids(folder))):
+            time.sleep(0.01)
+        gone, fault = time.time(), float((folder / "time").read_text())
+        said = "".join(process.communicate(timeout=300)[1].decode() for process in processes)
+        cause = folder / "cause"
+        return {
+            "exits": [process.returncode for process in processes],
+            "seconds": gone - fault,
+            # A killed rank cannot say it; then it is the launcher that does, at once.
+            "after_cause": gone - (float(cause.read_text()) if cause.exists() else fault),
+            "sentences": [
+                line for text in said for line in text.splitlines() if line.startswith("jano-dist:")
+            ],
+        }
 
 
-def case(how: str, world: int, policy: str, rounds: int) -> dict[str, Any]:
+def spread(values: list[float]) -> dict[str, float]:
+    return {"median": median(values), "lowest": min(values), "highest": max(values)}
+
+
+def case(launcher: str, how: str, world: int, policy: str, rounds: int) -> dict[str, Any]:
     """The same fault several times."""
-    ends = [end_of(how, world, policy) for _ in range(rounds)]
-    seconds = [end["seconds"] for end in ends]
+    ends = [end_of(launcher, how, world, policy) for _ in range(rounds)]
     row = {
+        "launcher": launcher,
         "how": how,
         "world": world,
-        "timeout_seconds": TIMEOUT if how == "hang" else 120,
-        "seconds": {"median": median(seconds), "lowest": min(seconds), "highest": max(seconds)},
-        "exits": sorted({end["exit"] for end in ends}),
+        "timeout_seconds": TIMEOUT if how in ("hang", "stuck") else 120,
+        "seconds": spread([end["seconds"] for end in ends]),
+        "after_cause": spread([end["after_cause"] for end in ends]),
+        "exits": sorted({code for end in ends for code in end["exits"]}),
         "sentences": sorted({sentence for end in ends for sentence in end["sentences"]}),
     }
     print(row, flush=True)
@@ -68,14 +104,18 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--worlds", type=int, nargs="+", default=[2, 4, 8])
     parser.add_argument("--policy", choices=list(STEP), default="full")
+    parser.add_argument("--launchers", nargs="+", default=["nproc"])
+    parser.add_argument("--hows", nargs="+", default=list(HOWS), choices=HOWS)
     args = parser.parse_args()
     rows = [
-        case(how, world, args.policy, args.rounds)
-        for how in ("raise", "kill", "hang")
+        case(launcher, how, world, args.policy, args.rounds)
+        for launcher in args.launchers
+        for how in args.hows
         for world in args.worlds
     ]
     figures = {"policy": args.policy, "step": STEP[args.policy], "rounds": args.rounds, "rows": rows}
-    save(f"fail-stop-{args.policy}", figures, [threads_of_a_rank()] * max(args.worlds))
+    name = f"fail-stop-{args.policy}-{'-'.join(args.launchers)}"
+    save(name, figures, [threads_of_a_rank()] * max(args.worlds))
 
 
 if __name__ == "__main__":

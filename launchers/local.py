@@ -81,9 +81,11 @@ class Processes:
     def _prepare(self, environment: Mapping[str, str]) -> None:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         command = [sys.executable, "-m", "jano_dist.launchers.zygote", str(theirs.fileno())]
+        # Or torch, asked by an import whether there is CUDA, would load its driver (see `_cuda_is_loaded`).
+        own = {**environment, "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
         with theirs:
             self._zygote = subprocess.Popen(
-                command, env=environment, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()]
+                command, env=own, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()]
             )
 
     def _order(self, order: Mapping[str, object]) -> None:

@@ -53,6 +53,19 @@ def _breaking(owner: type, name: str, how: str, strikes=lambda *_: True) -> None
     setattr(owner, name, broken)
 
 
+def tell_of_the_cause() -> None:
+    """Write the time when a rank first says why the gang fails."""
+    whole = gang.claim
+
+    def claim(store, cause):
+        first = whole(store, cause)
+        if first == cause:
+            (Path(os.environ["FAULTS"]) / "cause").write_text(str(time.time()))
+        return first
+
+    gang.claim = claim
+
+
 def tell_when_back() -> None:
     """Write the time when a rank that was started again has done a step, or begins to decode."""
     whole = gang.Progress._at
@@ -87,6 +100,7 @@ def main() -> None:
     except FileExistsError:  # a rank of another gang
         note = note.with_name(f"{note.name}.{os.getpid()}")
     note.write_text(str(os.getpid()))
+    tell_of_the_cause()
     if start and own == "0":
         tell_when_back()
     if own == rank and not (times and start >= int(times[0])):
