@@ -1,9 +1,9 @@
 """Seconds from a rank's fault until no rank is left, and from the first report of its cause.
 
 One rank raises, is killed, hangs (asleep, but it hears signals) or is stuck (asleep in C, deaf to signals)
-while it denoises, and the ranks are not started again; nothing else is measured: not while loading, decoding
-or writing. A hang is found by the others' time-out: its seconds hold that time-out, which is given beside them.
-Launchers: nproc, ray, torchrun (one agent), agents (torchrun with two). Every round is a run of its own.
+while it denoises, and they are not started again; nothing else is measured: not while loading, decoding
+or writing. A hang is found by the others' time-out: its seconds hold that time-out, which is given beside
+them. Launchers: nproc, ray, torchrun (one agent), agents (torchrun with two). Every round is a run of its own.
 """
 
 import argparse
