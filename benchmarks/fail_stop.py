@@ -3,7 +3,7 @@
 One rank raises, is killed, hangs (asleep, but it hears signals) or is stuck (asleep in C, deaf to signals)
 while it denoises, and they are not started again; nothing else is measured: not while loading, decoding
 or writing. A hang is found by the others' time-out: its seconds hold that time-out, which is given beside
-them. Launchers: nproc, ray, torchrun (one agent), agents (torchrun with two). Every round is a run of its own.
+them. Launchers: nproc, ray, torchrun (one agent), agents (torchrun with two). Every round is its own run.
 """
 
 import argparse
