@@ -38,9 +38,9 @@ class Script:
     def connect(self):
         from torch.distributed import PrefixStore, TCPStore
 
-        port, start = int(self.environment["MASTER_PORT"]), self.environment["JANO_DIST_ATTEMPT"]
+        port = int(self.environment["MASTER_PORT"])
         store = TCPStore("127.0.0.1", port, is_master=False, timeout=timedelta(seconds=5))
-        return PrefixStore(f"jano_dist/{start}", store)
+        return PrefixStore("jano_dist", store)
 
     def ended(self):
         if self.gone:
