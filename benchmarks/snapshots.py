@@ -8,6 +8,7 @@ packed and written here; the cost is those seconds over the default interval, si
 import argparse
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -71,8 +72,11 @@ def tiny(rounds: int) -> dict[str, Any]:
                 pair = {"with": kept, "without": NoSnapshots()}
                 took = {key: timed(engine, pair[key]) for key in sorted(pair, reverse=bool(turn % 2))}
                 ratios.append(took["with"] / took["without"])
-        spread = {"median": median(ratios), "lowest": min(ratios), "highest": max(ratios)}
-        rows[name] = {"interval_seconds": seconds, "snapshots": len(kept.bytes), "over_without": spread}
+        rows[name] = {
+            "interval_seconds": seconds,
+            "snapshots": len(kept.bytes),
+            "over_without": spread(ratios),
+        }
         rows[name]["bytes"] = max(kept.bytes)
     geometry: Geometry = engine.model.geometry
     t, h, w = engine.latent_shape
@@ -83,8 +87,8 @@ def tiny(rounds: int) -> dict[str, Any]:
     return {"rounds": rounds, "tokens": tokens, "bytes_predicted": predicted, "intervals": rows}
 
 
-def large() -> dict[str, Any]:
-    """One snapshot of the 14B model's state: bytes, and seconds to take and write it, and to read it."""
+def large(rounds: int) -> dict[str, Any]:
+    """Snapshots of the 14B model's state: bytes, and seconds to take and write one, and to read it."""
     latent = torch.randn(CHANNELS, *LATENT)
     scheduler = UniPCMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=5.0
@@ -101,24 +105,34 @@ def large() -> dict[str, Any]:
         "text": torch.randn(2, TEXT_TOKENS, TEXT_DIM).bfloat16(),
         **tables,
     }
+    snapshot = Snapshot(3, tensors, {"scheduler": facts})
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name) / "kept"
-        started = time.perf_counter()
-        packed = Snapshot(3, tensors, {"scheduler": facts}).pack()
-        packing = time.perf_counter() - started
-        SnapshotFolder(folder, 0, required=False, note=print).keep(3, packed)
-        writing = time.perf_counter() - started - packing
-        started = time.perf_counter()
-        newest_whole(folder)
-        reading = time.perf_counter() - started
+        turns = [keeping(snapshot, Path(name) / "kept") for _ in range(rounds)]
     text = 2 * TEXT_TOKENS * TEXT_DIM
-    interval = SnapshotConfig().seconds
+    kept = spread([pack + write for pack, write, _ in turns])
     return {
-        "bytes": len(packed),
+        "bytes": len(snapshot.pack()),
         "bytes_predicted": state_bytes(latent.numel(), TOKENS, CHANNELS * 4, text, 2),
-        "seconds": {"pack": packing, "write": writing, "read": reading},
-        "share_of_interval": (packing + writing) / interval,
+        "seconds": dict(zip(("pack", "write", "read"), map(spread, zip(*turns, strict=True)), strict=True)),
+        "share_of_interval": {key: each / SnapshotConfig().seconds for key, each in kept.items()},
     }
+
+
+def keeping(snapshot: Snapshot, folder: Path) -> tuple[float, float, float]:
+    """Seconds to pack a snapshot, to write it to disk, and to read and check it."""
+    started = time.perf_counter()
+    packed = snapshot.pack()
+    packing = time.perf_counter() - started
+    SnapshotFolder(folder, 0, required=False, note=print).keep(snapshot.step, packed)
+    writing = time.perf_counter() - started - packing
+    started = time.perf_counter()
+    newest_whole(folder)
+    return packing, writing, time.perf_counter() - started
+
+
+def spread(values: Iterable[float]) -> dict[str, float]:
+    numbers = list(values)
+    return {"median": median(numbers), "lowest": min(numbers), "highest": max(numbers)}
 
 
 def main() -> None:
@@ -126,7 +140,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    figures = {"wan-tiny": tiny(args.rounds), "Wan-14B 1280x720x81": large()}
+    figures = {"wan-tiny": tiny(args.rounds), "Wan-14B 1280x720x81": large(args.rounds)}
     print(figures)
     save("snapshots", figures)
 
