@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from statistics import median
 from typing import Any
+from unittest import mock
 
 import torch
 from diffusers import UniPCMultistepScheduler
@@ -19,6 +20,7 @@ from diffusers import UniPCMultistepScheduler
 from benchmarks.common import PROMPTS, save
 from jano_dist import Engine, load_config
 from jano_dist.config import Config, SnapshotConfig
+from jano_dist.denoise import Denoiser
 from jano_dist.geometry import Geometry
 from jano_dist.sampling.scheduler_state import scheduler_state
 from jano_dist.snapshot import NoSnapshots, Snapshot, SnapshotFolder, Snapshots, newest_whole
@@ -51,11 +53,19 @@ class Counted:
         self.bytes.append(len(packed))
 
 
-def timed(engine: Engine, snapshots: Snapshots) -> float:
-    """Seconds of the whole generation."""
-    started = time.perf_counter()
-    engine.generate(PROMPTS[0], snapshots=snapshots)
-    return time.perf_counter() - started
+def timed(engine: Engine, snapshots: Snapshots) -> tuple[float, float]:
+    """Seconds of the whole generation, and those of them in taking and writing snapshots."""
+    spent, keep = [], Denoiser._keep
+
+    def timed_keep(*args: Any) -> None:
+        started = time.perf_counter()
+        keep(*args)
+        spent.append(time.perf_counter() - started)
+
+    with mock.patch.object(Denoiser, "_keep", timed_keep):
+        started = time.perf_counter()
+        engine.generate(PROMPTS[0], snapshots=snapshots)
+        return time.perf_counter() - started, sum(spent)
 
 
 def tiny(rounds: int) -> dict[str, Any]:
@@ -65,13 +75,14 @@ def tiny(rounds: int) -> dict[str, Any]:
     timed(engine, NoSnapshots())  # imports
     rows = {}
     for name, seconds in (("default", SnapshotConfig().seconds), ("as often as can be", 0.0)):
-        ratios, kept = [], Counted(Path(), 0)
+        ratios, shares, kept = [], [], Counted(Path(), 0)
         for turn in range(rounds):
             with tempfile.TemporaryDirectory() as folder:
                 kept = Counted(Path(folder) / "kept", seconds)
                 pair = {"with": kept, "without": NoSnapshots()}
                 took = {key: timed(engine, pair[key]) for key in sorted(pair, reverse=bool(turn % 2))}
-                ratios.append(took["with"] / took["without"])
+                ratios.append(took["with"][0] / took["without"][0])
+                shares.append(took["with"][1] / took["with"][0])
         rows[name] = {
             "interval_seconds": seconds,
             "snapshots": len(kept.bytes),
