@@ -2,10 +2,10 @@
 
 Two ranks make a small video with jano. One of them is killed, raises, or is stopped (SIGSTOP; it is found by
 its missing signs of life, after `STALL` seconds), while the text is encoded, in the warm-up, in the middle,
-or in decoding; which of the two changes from round to round. With `supervisor` that itself is killed, in the
-middle, and its run is resumed by hand. `back_seconds` is from the fault until the ranks that were started again have finished
-a step, or have begun to decode where no step was left; `twice` counts steps that were computed a second time.
-A snapshot is taken as often as can be.
+or in decoding; which of the two changes from round to round. With `supervisor` it is that which is killed,
+in the middle, and its run is resumed by hand. `back_seconds` is from the fault until the ranks that were
+started again have finished a step, or have begun to decode where no step was left; `twice` counts steps that
+were computed a second time. A snapshot is taken as often as can be.
 """
 
 import argparse
@@ -169,48 +169,6 @@ def main() -> None:
                 for turn in range(args.rounds)
             ]
             rows.append(row(launcher, how, place, runs))
-    figures = {
-        "launcher": launcher,
-        "how": how,
-        "place": place,
-        "runs": len(runs),
-        "finished": len(whole),
-        "same_video": sum(run["same"] for run in whole),
-        **{key: spread([run[key] for run in whole]) for key in seconds},
-        "twice_most": max((run["twice"] for run in whole), default=None),
-        "left": sorted({thing for run in whole for thing in run["left"]}),
-        "said": sorted({run["said"] for run in runs if not run["finished"]}),
-    }
-    print(json.dumps(figures), flush=True)
-    return figures
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--launchers", nargs="+", default=["nproc", "ray", "torchrun"])
-    parser.add_argument("--places", nargs="+", default=list(PLACES), choices=list(PLACES))
-    parser.add_argument("--hows", nargs="+", default=list(HOWS), choices=list(HOWS))
-    args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:  # undisturbed
-        process = start("nproc", Path(name), "raise:9:0")
-        assert process.wait(300) == 0
-        wanted = video(Path(name))
-    rows = []
-    for launcher in args.launchers:
-        for how in args.hows:
-            for place in args.places:
-                runs = [one(launcher, how, turn % 2, place, wanted) for turn in range(args.rounds)]
-                rows.append(row(launcher, how, place, runs))
-        if launcher != "torchrun":
-            rows.append(
-                row(
-                    launcher,
-                    "supervisor",
-                    "middle",
-                    [supervisor(launcher, wanted) for _ in range(args.rounds)],
-                )
-            )
     figures = {"stall_seconds": STALL, "steps": STEPS, "rounds": args.rounds, "rows": rows}
     save(f"faults-{'-'.join([*args.launchers, *args.hows])}", figures, [1, 1])
 
