@@ -66,9 +66,7 @@ def end_of(launcher: str, how: str, world: int, policy: str) -> dict[str, Any]:
             "seconds": gone - fault,
             # A killed rank cannot say it; then it is the launcher that does, at once.
             "after_cause": gone - (float(cause.read_text()) if cause.exists() else fault),
-            "sentences": [
-                line for text in said for line in text.splitlines() if line.startswith("jano-dist:")
-            ],
+            "sentences": [line for line in said.splitlines() if line.startswith("jano-dist:")],
         }
 
 
