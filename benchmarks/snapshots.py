@@ -86,6 +86,7 @@ def tiny(rounds: int) -> dict[str, Any]:
         rows[name] = {
             "interval_seconds": seconds,
             "snapshots": len(kept.bytes),
+            "share_of_run": spread(shares),
             "over_without": spread(ratios),
         }
         rows[name]["bytes"] = max(kept.bytes)
