@@ -15,13 +15,13 @@ from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from jano_dist.gang import SUPERVISOR, Cause, Place, cause_of, claim, hosts_store, open_store, where
+from jano_dist.gang import Cause, Place, cause_of, claim, hosts_store, is_supervised, open_store, where
 
 if TYPE_CHECKING:
     from torch.distributed import Store
 
 _LOOK = 0.25  # seconds from one look at the store to the next
-_PAUSE = 0.02
+_PAUSE = 0.02  # seconds from one look to the next while others leave
 _BEAT = 1.0  # seconds from one sign of life to the next
 _GRACE = 0.75  # seconds the main thread has to end by itself, once the gang has failed
 _REACH = timedelta(seconds=10)
@@ -140,7 +140,7 @@ class Watch:
                 self._end(1)
 
     def _report(self, silent: Cause | None) -> None:
-        if silent and claim(self._store, silent) == silent and SUPERVISOR not in os.environ:
+        if silent and claim(self._store, silent) == silent and not is_supervised():
             print(f"jano-dist: {silent.sentence}", file=sys.stderr, flush=True)
 
     def _told_to_end(self) -> bool:

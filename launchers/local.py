@@ -138,8 +138,7 @@ class LocalGang:
 
     def last_words(self, rank: int) -> list[str]:
         """The last lines that a rank said, where the user has not seen them."""
-        log = self._log(rank)
-        return Path(log).read_text(errors="replace").splitlines()[-_TAIL:] if log else []
+        return tail(log_file(self._logs, rank)) if self._logs else []
 
     def start(self, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
         """Start all ranks, with `environment` besides."""
@@ -154,7 +153,17 @@ class LocalGang:
             self._processes.start(rank, arguments, whole, self._log(rank))
 
     def _log(self, rank: int) -> str | None:
-        return None if self._logs is None else str(self._logs / f"rank-{rank}.log")
+        return None if self._logs is None else str(log_file(self._logs, rank))
+
+
+def log_file(folder: Path, rank: int) -> Path:
+    """Where a rank's output goes."""
+    return folder / f"rank-{rank}.log"
+
+
+def tail(log: Path) -> list[str]:
+    """The last lines of a rank's output."""
+    return log.read_text(errors="replace").splitlines()[-_TAIL:] if log.exists() else []
 
 
 def rank_environment(more: Mapping[str, object]) -> dict[str, str]:

@@ -19,15 +19,15 @@ from typing import Any
 
 from jano_dist.errors import UserError, count
 from jano_dist.gang import TRACEBACK
-from jano_dist.launchers.local import COMMAND_LINE, Entry, Processes, rank_environment
+from jano_dist.launchers.local import COMMAND_LINE, Entry, Processes, log_file, rank_environment, tail
 from jano_dist.launchers.supervisor import LOOPBACK
+from jano_dist.snapshot import clear
 
 _REACH = 5  # seconds until an address that does not answer is given up
 _PLACING = 20  # seconds for Ray to hand out what is free
 _MOVING = 120  # seconds to find another place for ranks whose node was lost
 _FORGIVING = 60  # seconds until a node is tried again on which an actor was lost
 _ENDING = 5  # seconds an actor has to end its ranks
-_TAIL = 5  # lines of a failed rank
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,13 @@ def kept_logs(folder: Path, out: Path) -> Iterator[Path]:
     """A folder for the output of ranks, in `folder`; it goes to `out`/logs when the run is finished."""
     logs = folder.resolve() / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    yield logs
+    try:
+        yield logs
+    except BaseException:
+        if not any(logs.iterdir()):  # nothing was started
+            logs.rmdir()
+            clear(folder)
+        raise
     for log in logs.iterdir():
         if log == log_file(logs, 0) or not log.stat().st_size:  # rank 0 was heard
             log.unlink()
@@ -116,11 +122,6 @@ class Node:
         self._processes.end()
 
 
-def log_file(folder: Path, rank: int) -> Path:
-    """Where a rank's output goes."""
-    return folder / f"rank-{rank}.log"
-
-
 @contextmanager
 def connected(address: str | None) -> Iterator[None]:
     """Be connected to a Ray cluster; without an address (nor RAY_ADDRESS) to one of this machine's own, which
@@ -131,9 +132,8 @@ def connected(address: str | None) -> Iterator[None]:
     """
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault(
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"
-    )  # or it announces a change on every start
+    # Or Ray announces a change of its own on every start.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     address = address or os.environ.get("RAY_ADDRESS")
     with _own_cluster() if address is None else _reachable(address) as options:
         import ray
@@ -210,7 +210,6 @@ class RayGang:
         import ray
 
         self._forwarded = {name: os.environ[name] for name in forwarded if name in os.environ}
-
         self._ray, self._ranks, self._logs, self._wait, self._entry = ray, ranks, logs, wait, entry
         self.address = ray.util.get_node_ip_address()
         self._group: Any = None
@@ -252,8 +251,7 @@ class RayGang:
 
     def last_words(self, rank: int) -> list[str]:
         """The last lines that a rank said."""
-        log = log_file(self._logs, rank)
-        return log.read_text(errors="replace").splitlines()[-_TAIL:] if rank and log.exists() else []
+        return tail(log_file(self._logs, rank)) if rank else []  # rank 0 was heard
 
     def end(self) -> None:
         endings = [node.end.remote() for node in self._nodes]
@@ -291,10 +289,8 @@ class RayGang:
         while (shape := choose_shape(self._ranks, self._alive())) is None:
             if time.monotonic() > began + wait:
                 raise self._too_small()
-            if (
-                time.monotonic() > began + _FORGIVING
-            ):  # it was its actor that was lost, and nothing else is free
-                self._lost.clear()
+            if time.monotonic() > began + _FORGIVING:
+                self._lost.clear()  # perhaps only its actor was lost, and nothing else is free
             time.sleep(0.5)
         bundles = [{shape.unit: shape.per_node}] * shape.nodes
         strategy = "STRICT_SPREAD" if shape.nodes > 1 else "STRICT_PACK"

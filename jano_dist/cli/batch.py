@@ -18,6 +18,7 @@ from jano_dist.cli.log import log
 from jano_dist.cli.numbers import check_numbers
 from jano_dist.cli.options import (
     CONFIG_HELP,
+    DEFAULT_CONFIG,
     AddressOption,
     Call,
     CfgOption,
@@ -42,7 +43,6 @@ from jano_dist.target import hold
 if TYPE_CHECKING:
     from jano_dist.launchers.supervisor import Gang
 
-_DEFAULT = "wan-tiny"
 _GO_ON = "start the same command again to go on"
 
 
@@ -57,7 +57,7 @@ def batch(
     ],
     gangs: Annotated[int, typer.Option(help="Gangs, each at a video of its own.", min=1)] = 1,
     nproc: Annotated[int, typer.Option(help="Ranks of each gang.", min=1)] = 1,
-    config: Annotated[str | None, typer.Option(help=f"{CONFIG_HELP} Without one: {_DEFAULT}.")] = None,
+    config: Annotated[str | None, typer.Option(help=f"{CONFIG_HELP} Without one: {DEFAULT_CONFIG}.")] = None,
     model: Annotated[str | None, typer.Option(help="Model name, diffusers folder or hub name.")] = None,
     policy: PolicyOption = None,
     preset: PresetOption = None,
@@ -87,7 +87,7 @@ def batch(
 
     def configure(changes: Mapping[str, Any]) -> Config:
         changed = load_config(
-            _DEFAULT if config is None else config,
+            DEFAULT_CONFIG if config is None else config,
             preset=preset,
             policy=policy,
             overrides={**overrides, **changes},

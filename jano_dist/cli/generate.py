@@ -1,6 +1,5 @@
 """`jano-dist generate`: one video from a prompt, on one rank or on many."""
 
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -14,6 +13,7 @@ from jano_dist.cli import ending_at_once
 from jano_dist.cli.log import Bar, log
 from jano_dist.cli.options import (
     CONFIG_HELP,
+    DEFAULT_CONFIG,
     AddressOption,
     Call,
     CfgOption,
@@ -33,12 +33,10 @@ from jano_dist.cli.ranks import Launch, check_ranks, launch
 from jano_dist.cli.resume import resumable, unfinished_run
 from jano_dist.config import Config, check_prompt
 from jano_dist.errors import NotFinite, UserError
-from jano_dist.gang import SUPERVISOR, Place, Progress, attempt, find_place, recoveries
+from jano_dist.gang import Place, Progress, attempt, find_place, is_supervised, recoveries
 from jano_dist.libraries import quiet_libraries
 from jano_dist.snapshot import SnapshotFolder, clear
 from jano_dist.target import reserve, unfinished
-
-_DEFAULT = "wan-tiny"
 
 
 def generate(
@@ -48,7 +46,7 @@ def generate(
         Path | None,
         typer.Option(parser=given_path, metavar="FOLDER", help="For video, pictures and run.json."),
     ] = None,
-    config: Annotated[str | None, typer.Option(help=f"{CONFIG_HELP} Without one: {_DEFAULT}.")] = None,
+    config: Annotated[str | None, typer.Option(help=f"{CONFIG_HELP} Without one: {DEFAULT_CONFIG}.")] = None,
     model: Annotated[str | None, typer.Option(help="Model name, diffusers folder or hub name.")] = None,
     policy: PolicyOption = None,
     preset: PresetOption = None,
@@ -84,15 +82,13 @@ def generate(
         out = resume
         prompt, settings = unfinished_run(out, prompt, pairs=set_, named=named)
     else:
-        settings = read_config(
-            _DEFAULT if config is None else config, preset=preset, policy=policy, pairs=set_, named=named
-        )
+        settings = read_config(config, preset=preset, policy=policy, pairs=set_, named=named)
     if prompt is None or out is None:
         missing = "argument 'prompt'" if prompt is None else "option '--out'"
         raise UserError(f"Missing {missing} (see `jano-dist generate --help`)")
     check_prompt(prompt)
     check_ranks(nproc, settings, place, launcher)
-    speaks = place.is_coordinator and SUPERVISOR not in os.environ
+    speaks = place.is_coordinator and not is_supervised()
     if nproc is not None and (nproc > 1 or launcher == "ray"):
         launch(Launch(launcher, nproc, address, wait), call.arguments, settings, out)
     else:

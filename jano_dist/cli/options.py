@@ -33,6 +33,7 @@ _KEYS = {
     "ulysses": "mesh.ulysses",
 }
 
+DEFAULT_CONFIG = "wan-tiny"
 CONFIG_HELP = f"One of {', '.join(config_names())}, or a .yaml file."
 
 PolicyOption = Annotated[str | None, typer.Option("--policy", help="jano or full.")]
@@ -72,14 +73,14 @@ def named_keys(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_config(
-    name: str,
+    name: str | None,
     *,
     preset: str | None,
     policy: str | None,
     pairs: Sequence[str] | None,
     named: Mapping[str, Any],
 ) -> Config:
-    """The config `name` with what the command line changes in it.
+    """The config `name` (None: the default one) with what the command line changes in it.
 
     Args:
         pairs: `key=value`, as given to --set.
@@ -88,6 +89,7 @@ def read_config(
     Raises:
         UserError: see `load_config`.
     """
+    name = DEFAULT_CONFIG if name is None else name
     return load_config(name, preset=preset, policy=policy, overrides=config_overrides(pairs, named))
 
 

@@ -17,7 +17,7 @@ from jano_dist.cli.options import Launcher
 from jano_dist.cli.resume import resumable
 from jano_dist.config import Config
 from jano_dist.errors import UserError, count
-from jano_dist.gang import SUPERVISOR, Place
+from jano_dist.gang import Place, is_supervised
 from jano_dist.libraries import quiet_libraries
 from jano_dist.target import reserve, unfinished
 
@@ -48,7 +48,7 @@ def check_ranks(nproc: int | None, settings: Config, place: Place, launcher: Lau
     """
     if nproc is not None:
         _check_nproc(nproc, settings, place, launcher)
-    elif launcher == "ray" and SUPERVISOR not in os.environ:
+    elif launcher == "ray" and not is_supervised():
         raise UserError("--launcher ray starts as many ranks as --nproc says: give it")
     check_numbers(settings, ranks=nproc or place.world)
 

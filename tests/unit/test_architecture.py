@@ -40,7 +40,7 @@ ALLOWED = {
     "trace": {"mesh", "observe"},
     "metrics": set(),
     "libraries": set(),
-    "launchers": {"batch", "gang", "libraries", "watch"},
+    "launchers": {"batch", "gang", "libraries", "snapshot", "watch"},
     "sampling": {"mesh"},
     "denoise": {"snapshot",
         "config", "runtime", "mesh", "tokens", "policies", "cache", "attention", "models", "sampling",

@@ -6,7 +6,7 @@ import socket
 import pytest
 
 from jano_dist.errors import UserError
-from jano_dist.launchers.ray import Shape, choose_shape, connected
+from jano_dist.launchers.ray import Shape, choose_shape, connected, kept_logs
 
 
 def nodes(*gpus, cpus=8):
@@ -93,3 +93,16 @@ def test_own_cluster_asks_for_a_token(monkeypatch):
     assert "RAY_AUTH_TOKEN" not in os.environ
     assert not os.path.exists(seen["_temp_dir"])
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+
+
+def test_logs_of_a_gang_that_was_never_started_leave_nothing(tmp_path):
+    """But what ranks have said stays where a run has failed."""
+    folder = tmp_path / "run.jano-dist-unfinished"
+    with pytest.raises(UserError), kept_logs(folder, tmp_path / "run"):
+        raise UserError("the cluster is too small")
+    assert list(tmp_path.iterdir()) == []
+    failing = kept_logs(folder, tmp_path / "run")
+    (failing.__enter__() / "rank-1.log").write_text("said")
+    error = UserError("a rank failed")
+    assert not failing.__exit__(UserError, error, None)
+    assert (folder / "logs" / "rank-1.log").read_text() == "said"
