@@ -11,12 +11,13 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jano_dist.config import RuntimeConfig
 from jano_dist.errors import UserError, count
 from jano_dist.gang import TRACEBACK
 from jano_dist.launchers.local import COMMAND_LINE, Entry, Processes, log_file, rank_environment, tail
@@ -73,6 +74,11 @@ def kept_logs(folder: Path, out: Path) -> Iterator[Path]:
         shutil.rmtree(out / "logs", ignore_errors=True)
         shutil.move(logs, out / "logs")
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def wanted_unit(runtime: RuntimeConfig) -> str:
+    """What a rank needs one of, as far as the config says it."""
+    return "CPU" if runtime.device == "cpu" else "GPU"
 
 
 class Node:
@@ -191,7 +197,8 @@ class RayGang:
 
     Args:
         ranks: how many. logs: an existing folder on a file system that all nodes share.
-        wait: seconds to wait for nodes that are not there or not free yet.
+        wait: seconds to wait for nodes that are not there or not free yet; `unit`, GPU or CPU, is what an
+            autoscaler is asked for meanwhile.
         entry: what a rank runs. forwarded: environment variables that it gets from here.
 
     Raises:
@@ -204,6 +211,7 @@ class RayGang:
         *,
         logs: Path,
         wait: float = 0,
+        unit: str = "GPU",
         entry: Entry = COMMAND_LINE,
         forwarded: Sequence[str] = (TRACEBACK,),
     ) -> None:
@@ -211,6 +219,7 @@ class RayGang:
 
         self._forwarded = {name: os.environ[name] for name in forwarded if name in os.environ}
         self._ray, self._ranks, self._logs, self._wait, self._entry = ray, ranks, logs, wait, entry
+        self._unit = unit
         self.address = ray.util.get_node_ip_address()
         self._group: Any = None
         self._nodes: list[Any] = []  # actors, in the order of their ranks
@@ -286,12 +295,14 @@ class RayGang:
     def _place(self, wait: float) -> None:
         """Hold nodes for all ranks, and start an actor on each."""
         ray, began = self._ray, time.monotonic()
-        while (shape := choose_shape(self._ranks, self._alive())) is None:
-            if time.monotonic() > began + wait:
-                raise self._too_small()
-            if time.monotonic() > began + _FORGIVING:
-                self._lost.clear()  # perhaps only its actor was lost, and nothing else is free
-            time.sleep(0.5)
+        with self._growing() as grow:
+            while (shape := choose_shape(self._ranks, self._alive())) is None:
+                if time.monotonic() > began + wait:
+                    raise self._too_small()
+                if time.monotonic() > began + _FORGIVING:
+                    self._lost.clear()  # perhaps only its actor was lost, and nothing else is free
+                grow()
+                time.sleep(0.5)
         bundles = [{shape.unit: shape.per_node}] * shape.nodes
         strategy = "STRICT_SPREAD" if shape.nodes > 1 else "STRICT_PACK"
         elsewhere = [{"ray.io/node-id": f"!in({','.join(sorted(self._lost))})"}] * shape.nodes
@@ -311,6 +322,28 @@ class RayGang:
                     f"the node {each['address']} does not see the folder {each['lacks']}: start the command "
                     "in, and give --out on, a file system that all nodes share"
                 )
+
+    @contextmanager
+    def _growing(self) -> Iterator[Callable[[], None]]:
+        """A function that asks an autoscaler, if there is one, for all that is needed; taken back at the end.
+
+        Once there are nodes enough the placement group holds them, and asks itself for what is not free.
+        """
+        from ray.autoscaler.sdk import request_resources
+
+        asked = False
+
+        def grow() -> None:
+            nonlocal asked
+            if not asked:
+                request_resources(bundles=[{self._unit: 1}] * self._ranks)
+                asked = True
+
+        try:
+            yield grow
+        finally:
+            if asked:
+                request_resources(bundles=[])
 
     def _actor(self, shape: Shape, index: int) -> Any:
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy

@@ -62,8 +62,10 @@ need_number --max-restarts "$restarts" 0
 [[ -n $rdzv || $nodes -eq 1 ]] ||
     fail "--nodes $nodes needs --rdzv HOST:PORT, the same on every node: one of the nodes, and a port free there"
 [[ ${1:-} == generate ]] || fail "what to run must be 'generate', a prompt and options of it, not '${1:-}'"
-command -v torchrun > /dev/null ||
-    fail "torchrun is not on the PATH: activate the environment that jano-dist is installed in"
+for program in torchrun jano-dist; do
+    command -v "$program" > /dev/null ||
+        fail "$program is not on the PATH: activate the environment that jano-dist is installed in"
+done
 
 # Without it ranks that are started again meet the keys of those before them, and wait for ever.
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
@@ -100,6 +102,10 @@ else
         export GLOO_SOCKET_IFNAME=${GLOO_SOCKET_IFNAME:-lo} NCCL_SOCKET_IFNAME=${NCCL_SOCKET_IFNAME:-lo}
     fi
 fi
+
+# torchrun would start a command that cannot run again and again: let its sentence be said once, before.
+RANK=0 WORLD_SIZE=$((nodes * nproc)) LOCAL_RANK=0 LOCAL_WORLD_SIZE=$nproc \
+    jano-dist generate --check "${@:2}" > /dev/null
 
 exec torchrun --nnodes "$nodes" --nproc-per-node "$nproc" --max-restarts "$restarts" "${meeting[@]}" \
     -m jano_dist "$@"

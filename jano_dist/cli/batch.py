@@ -190,10 +190,11 @@ def _gangs(where: Launch, logs: Sequence[Path], runtime: RuntimeConfig) -> "Iter
             for share, log in zip(shares, logs, strict=True)
         ]
         return
-    from jano_dist.launchers.ray import RayGang, connected
+    from jano_dist.launchers.ray import RayGang, connected, wanted_unit
 
+    unit = wanted_unit(runtime)
     with connected(where.address):
-        yield [RayGang(where.ranks, logs=log, wait=where.wait) for log in logs]
+        yield [RayGang(where.ranks, logs=log, wait=where.wait, unit=unit) for log in logs]
 
 
 def _device_shares(ranks: int, gangs: int, runtime: RuntimeConfig) -> list[dict[str, str]]:

@@ -18,6 +18,7 @@ from jano_dist.cli.options import (
     Call,
     CfgOption,
     KvOption,
+    Launcher,
     LauncherOption,
     PolicyOption,
     PresetOption,
@@ -32,11 +33,13 @@ from jano_dist.cli.options import (
 from jano_dist.cli.ranks import Launch, check_ranks, launch
 from jano_dist.cli.resume import resumable, unfinished_run
 from jano_dist.config import Config, check_prompt
-from jano_dist.errors import NotFinite, UserError
+from jano_dist.errors import NotFinite, UserError, count
 from jano_dist.gang import Place, Progress, attempt, find_place, is_supervised, recoveries
 from jano_dist.libraries import quiet_libraries
 from jano_dist.snapshot import SnapshotFolder, clear
 from jano_dist.target import reserve, unfinished
+
+_OTHERS = 30  # seconds for checks of the same run by other nodes
 
 
 def generate(
@@ -67,6 +70,7 @@ def generate(
     trace: Annotated[
         bool, typer.Option("--trace", help="Also write trace.json, a timeline of all ranks.")
     ] = False,
+    check: Annotated[bool, typer.Option("--check", help="Only say whether it would run.")] = False,
     resume: Annotated[
         Path | None,
         typer.Option(
@@ -75,20 +79,13 @@ def generate(
     ] = None,
 ) -> None:
     """Make a video from a prompt, on one process or on several ranks (--nproc, or torchrun)."""
-    call, place, named = context.ensure_object(Call), find_place(), named_keys(context.params)
-    prompt = None if prompt is None else typed(prompt)
-    if resume is not None:
-        _alone_with_resume({"--out": out, "--config": config, "--preset": preset, "--policy": policy})
-        out = resume
-        prompt, settings = unfinished_run(out, prompt, pairs=set_, named=named)
-    else:
-        settings = read_config(config, preset=preset, policy=policy, pairs=set_, named=named)
-    if prompt is None or out is None:
-        missing = "argument 'prompt'" if prompt is None else "option '--out'"
-        raise UserError(f"Missing {missing} (see `jano-dist generate --help`)")
-    check_prompt(prompt)
+    call, place = context.ensure_object(Call), find_place()
+    prompt, out, settings = _asked_for(context.params)
     check_ranks(nproc, settings, place, launcher)
     speaks = place.is_coordinator and not is_supervised()
+    if check:
+        _check(settings, out, nproc or place.world, place.local_world if nproc is None else nproc, launcher)
+        return
     if nproc is not None and (nproc > 1 or launcher == "ray"):
         launch(Launch(launcher, nproc, address, wait), call.arguments, settings, out)
     else:
@@ -99,10 +96,37 @@ def generate(
         log().print(f"the whole command took {time.monotonic() - call.started:.1f} s", soft_wrap=True)
 
 
-def _alone_with_resume(options: dict[str, object]) -> None:
-    given = [name for name, value in options.items() if value is not None]
-    if given:
-        raise UserError(f"--resume goes on with what the run was begun with: leave {', '.join(given)} out")
+def _asked_for(params: dict[str, Any]) -> tuple[str, Path, Config]:
+    """Prompt, folder and config, as typed or as an unfinished run was begun with."""
+    pairs, named = params["set_"], named_keys(params)
+    prompt = None if params["prompt"] is None else typed(params["prompt"])
+    out: Path | None = params["resume"] or params["out"]
+    if params["resume"]:
+        given = [f"--{name}" for name in ("out", "config", "preset", "policy") if params[name] is not None]
+        if given:
+            raise UserError(
+                f"--resume goes on with what the run was begun with: leave {', '.join(given)} out"
+            )
+        prompt, settings = unfinished_run(params["resume"], prompt, pairs=pairs, named=named)
+    else:
+        config, policy = params["config"], params["policy"]
+        settings = read_config(config, preset=params["preset"], policy=policy, pairs=pairs, named=named)
+    if prompt is None or out is None:
+        missing = "argument 'prompt'" if prompt is None else "option '--out'"
+        raise UserError(f"Missing {missing} (see `jano-dist generate --help`)")
+    check_prompt(prompt)
+    return prompt, out, settings
+
+
+def _check(settings: Config, out: Path, world: int, local_world: int, launcher: Launcher) -> None:
+    """All that can be refused without ranks; on a Ray cluster they need not be of this machine."""
+    with reserve(out, patience=_OTHERS):
+        quiet_libraries()  # before they are imported
+        with ending_at_once():
+            from jano_dist.preflight import preflight
+
+        mesh = preflight(settings, world=world, local_world=local_world if launcher == "local" else None)
+    log().print(f"it would run: {mesh or count(world, 'rank')}", soft_wrap=True)
 
 
 def _generate(

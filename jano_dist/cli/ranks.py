@@ -15,7 +15,7 @@ from jano_dist.cli.log import log
 from jano_dist.cli.numbers import check_numbers
 from jano_dist.cli.options import Launcher
 from jano_dist.cli.resume import resumable
-from jano_dist.config import Config
+from jano_dist.config import Config, RuntimeConfig
 from jano_dist.errors import UserError, count
 from jano_dist.gang import Place, is_supervised
 from jano_dist.libraries import quiet_libraries
@@ -98,7 +98,7 @@ def launch(where: Launch, arguments: Sequence[str], settings: Config, out: Path)
     with reserve(out):
         pass
     runtime, say = settings.runtime, partial(log().print, soft_wrap=True)
-    with resumable(out), _gang(where, out) as (gang, ears):
+    with resumable(out), _gang(where, out, runtime) as (gang, ears):
         run = Run(where.ranks, runtime.recoveries, runtime.stall_seconds, say, ears)
         supervise(gang, without_options(arguments, OPTIONS), run)
         if ears:
@@ -106,18 +106,19 @@ def launch(where: Launch, arguments: Sequence[str], settings: Config, out: Path)
 
 
 @contextmanager
-def _gang(where: Launch, out: Path) -> Iterator[tuple["Gang", "RayMetrics | None"]]:
+def _gang(where: Launch, out: Path, runtime: RuntimeConfig) -> Iterator[tuple["Gang", "RayMetrics | None"]]:
     """The gang, and where there is Ray what shows it to Prometheus."""
     if where.launcher == "local":
         from jano_dist.launchers.local import LocalGang
 
         yield LocalGang(where.ranks), None
         return
-    from jano_dist.launchers.ray import RayGang, connected, kept_logs
+    from jano_dist.launchers.ray import RayGang, connected, kept_logs, wanted_unit
     from jano_dist.metrics import RayMetrics
 
     with connected(where.address), kept_logs(unfinished(out), out) as logs:
-        yield RayGang(where.ranks, logs=logs, wait=where.wait), RayMetrics(out.name)
+        gang = RayGang(where.ranks, logs=logs, wait=where.wait, unit=wanted_unit(runtime))
+        yield gang, RayMetrics(out.name)
 
 
 def without_options(arguments: Sequence[str], names: Sequence[str]) -> list[str]:

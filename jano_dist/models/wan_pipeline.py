@@ -213,9 +213,7 @@ def load_wan(
     Raises:
         UserError: unknown model, or files missing, truncated or without weights the model has.
     """
-    folder, skeleton = _checked(name)
-    with _sentence(str(folder)):
-        tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    folder, skeleton, tokenizer = check_wan(name)
     begin()
     kept = {part: stored_dtype(folder / part) for part in ("transformer", "text_encoder")}
     asked = kept if dtype == "auto" else dict.fromkeys(kept, getattr(torch, dtype))
@@ -239,8 +237,8 @@ def load_wan(
     return WanModel(pipeline, text, device, vae_parallel=vae_parallel, vae_tiling=vae_tiling)
 
 
-def _checked(name: str) -> tuple[Path, Any]:
-    """The folder of a model whose files are whole, and its transformer without memory.
+def check_wan(name: str) -> tuple[Path, Any, Any]:
+    """The folder of a model whose files are whole, its transformer without memory, and its tokenizer.
 
     Raises:
         UserError: files are missing, truncated or without weights the model has.
@@ -256,7 +254,9 @@ def _checked(name: str) -> tuple[Path, Any]:
         text_encoder = UMT5EncoderModel(UMT5Config.from_pretrained(folder / "text_encoder"))
     for component, skeleton in (("transformer", transformer), ("vae", vae), ("text_encoder", text_encoder)):
         check_weights(folder / component, skeleton)
-    return folder, transformer
+    with _sentence(str(folder)):
+        tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    return folder, transformer, tokenizer
 
 
 def _skeletons(name: str) -> tuple[Any, Any]:

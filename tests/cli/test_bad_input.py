@@ -146,8 +146,12 @@ OPTIONS = {
 def test_bad_option(cli, unchanged, tmp_path, small, options, words):
     with unchanged(tmp_path):
         result = cli("generate", BALL, "--out", tmp_path / "new" / "run", "--config", small, *options)
+        check = cli(
+            "generate", BALL, "--out", tmp_path / "new" / "run", "--config", small, "--check", *options
+        )
     assert_sentence(result, *words)
     assert result.out == ""
+    assert check == result
 
 
 @pytest.mark.parametrize("prompt", ["", "  \n\t "])
@@ -377,8 +381,29 @@ def test_broken_model(cli, unchanged, tmp_path, small, model_copy, damage, words
         result = cli(
             "generate", BALL, "--out", tmp_path / "run", "--config", small, "--model", model_copy.folder
         )
+        check = cli(
+            "generate", BALL, "--out", tmp_path / "run", "--config", small, "--model", model_copy.folder,
+            "--check",
+        )  # fmt: skip
     assert_sentence(result, str(model_copy.folder), *words)
     assert result.out == ""
+    assert check == result
+
+
+@pytest.mark.parametrize(
+    ("options", "mesh"),
+    [
+        ((), "1 rank"),
+        (("--nproc", "2"), "2 ranks: cfg 2 x kv 1 x ulysses 1"),
+        (("--nproc", "4", "--cfg", "1"), "4 ranks: cfg 1 x kv 2 x ulysses 2"),
+    ],
+)
+def test_check_of_what_would_run(cli, unchanged, tmp_path, small, options, mesh):
+    """Says the mesh, computes nothing, and leaves nothing behind."""
+    with unchanged(tmp_path):
+        result = cli("generate", BALL, "--out", tmp_path / "run", "--config", small, "--check", *options)
+    assert (result.code, result.err) == (0, "")
+    assert result.out.startswith(f"it would run: {mesh}")
 
 
 def test_model_copies_are_not_broken_themselves(cli, tmp_path, small, model_copy):

@@ -39,6 +39,7 @@ cat "$RAY_AUTH_TOKEN_PATH" > "$call/token"
     # As with --wait: begins when all nodes are there.
     "jano-dist": RECORD
     + """\
+[[ ${2:-} != --check ]] || exit "${CHECK:-0}"
 IFS=, read -ra nodes <<< "$SLURM_JOB_NODELIST"
 for node in "${!nodes[@]}"; do
     for _ in {1..1000}; do [[ ! -e $RECORD/started.$node ]] || break; sleep 0.01; done

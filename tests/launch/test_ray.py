@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -41,9 +42,13 @@ def temporary():
     return set(Path("/tmp").glob("jano-ray-*")) | set(Path("/dev/shm").iterdir())
 
 
+def servers():
+    return {each for each in psutil.process_iter() if each.name() in ("raylet", "gcs_server")}
+
+
 def test_a_cluster_of_its_own(start, generate, alone, tmp_path):
     """A rank is killed meanwhile; nothing is left of ranks, cluster, or its folder."""
-    before, out = temporary(), tmp_path / "runs" / "run"
+    running, before, out = servers(), temporary(), tmp_path / "runs" / "run"
     call = generate(out, "--nproc", 2, "--launcher", "ray", "--save-latents", "--set", "snapshot.seconds=0")
     ended = finish(start(sys.executable, HERE / "supervised.py", *call, BROKEN="kill:1:9:1", **PATHS))
     assert (ended.code, ended.err) == (0, "")
@@ -54,7 +59,7 @@ def test_a_cluster_of_its_own(start, generate, alone, tmp_path):
     assert (row["finished"], row["step"]) == (9, 8)
     assert gone(tmp_path, 4)
     assert list(out.parent.iterdir()) == [out]
-    assert not [each for each in psutil.process_iter() if each.name() in ("raylet", "gcs_server")]
+    assert servers() <= running
     assert temporary() <= before
 
 
@@ -68,17 +73,23 @@ def test_without_a_number_of_ranks(cli, generate, tmp_path):
     assert_sentence(result, "--launcher ray starts as many ranks as --nproc says")
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    """The address of a head without GPUs and three nodes that say they have two each."""
+@contextmanager
+def nodes(number):
     process = subprocess.Popen(
-        [sys.executable, HERE / "nodes.py", "3"],
+        [sys.executable, HERE / "nodes.py", number],
         env={**os.environ, **TOKEN, **SOON},
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
-    yield process.stdout.readline().strip()
+    yield process
     process.stdin.close()
     process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """The address of a head without GPUs and three nodes that say they have two each."""
+    with nodes("3") as process:
+        yield process.stdout.readline().strip()
 
 
 def on(cluster, *more):
@@ -96,6 +107,20 @@ class TestNodes:
         assert (
             "4 nodes with 0, 2, 2, 2 GPUs, 6 of them free" in sentence or "GPUs, 6 of them free" in sentence
         )
+
+    def test_a_cluster_that_grows(self, start, command, generate, tmp_path):
+        """Nodes that do not exist yet are asked for, and once they are there no longer."""
+        out = tmp_path / "run"
+        with nodes("asked") as process:
+            address = process.stdout.readline().strip()
+            gang = start(*command[0], *generate(out, "--nproc", 2, *on(address, "--wait", 60)), **TOKEN)
+            assert json.loads(process.stdout.readline()) == [{"GPU": 1}, {"GPU": 1}]
+            ended = finish(gang)
+            assert (ended.code, ended.err) == (0, "")
+            assert (out / "video.mp4").exists()
+            process.stdin.write("\n")
+            process.stdin.flush()
+            assert json.loads(process.stdout.readline()) == []
 
     def test_another_token(self, start, command, cluster, generate, tmp_path):
         call = generate(tmp_path / "run", "--nproc", 2, *on(cluster))

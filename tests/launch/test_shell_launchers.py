@@ -123,6 +123,16 @@ class TestTorchrun:
         assert done.stderr.count("\n") == 1
         assert shell.calls("torchrun") == []
 
+    def test_what_cannot_run_is_not_started(self, shell):
+        """torchrun would start it again, and each time its sentence would be said."""
+        done = shell(self.SCRIPT, "--nproc=4", "--nodes=2", "--rdzv=localhost:1", *self.RUN, CHECK=2)
+        assert done.returncode == 2
+        assert shell.calls("torchrun") == []
+        check = shell.only("jano-dist")
+        assert check.arguments == ["generate", "--check", *self.RUN[1:]]
+        place = {"RANK": "0", "WORLD_SIZE": "8", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "4"}
+        assert check.environment.items() >= place.items()
+
     def test_without_torchrun(self, shell):
         (shell.bin / "torchrun").unlink()
         (shell.bin / "bash").symlink_to("/bin/bash")
