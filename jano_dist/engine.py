@@ -322,7 +322,9 @@ class Engine:
         geometry, tokens = self.model.geometry, state.plan.tokens
         text = geometry.text_flops(self.config.model.max_sequence_length)
         steps = self._denoiser.step_rows(state)
-        done = text + sum(branch_flops(geometry, self.config, step["tokens"], tokens) for step in steps)
+        done = text + sum(
+            branch_flops(geometry, self.config, step["tokens"], tokens, step.get("blocks")) for step in steps
+        )
         full = text + len(steps) * branch_flops(geometry, self.config, tokens, tokens)
         peak = torch.tensor(observe.peak_bytes(self.model.device))
         return {

@@ -11,6 +11,7 @@ class StepKind(StrEnum):
     REFRESH = "refresh"  # all tokens, cache rewritten
     MODERATE = "moderate"  # active and moderate tokens
     ACTIVE = "active"  # active tokens only
+    BLOCKS = "blocks"  # all tokens, through caches inside the blocks
 
 
 @dataclass(frozen=True)
