@@ -22,7 +22,7 @@ from jano_dist.quality import psnr, ssim
 PRESETS = ("conservative", "balanced", "fast")
 
 
-class Rearranged:
+class Rearranged(Policy):
     """Policy: an inner policy whose map is rearranged before the engine sees it."""
 
     def __init__(self, inner: Policy, rearrange: Callable[[Tensor], Tensor]) -> None:

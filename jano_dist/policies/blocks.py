@@ -3,14 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
-
+from jano_dist.policies.base import Policy
 from jano_dist.reuse import BlockCache, Method, Setting, make_method
 from jano_dist.tokens.grid import Shape3
 from jano_dist.tokens.schedule import StepKind
 
 
-class BlockPolicy:
+class BlockPolicy(Policy):
     """Every step computes every token, through caches inside the blocks.
 
     What is computed there is decided while a step runs, by the coordinator (`jano_dist.reuse`).
@@ -34,9 +33,6 @@ class BlockPolicy:
 
     def decide(self, step: int) -> StepKind:
         return StepKind.BLOCKS
-
-    def observe(self, step: int, velocity: Tensor) -> Tensor | None:
-        return None
 
     def starts_afresh(self, step: int) -> bool:
         return self._method.starts_afresh(step)
