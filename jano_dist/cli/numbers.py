@@ -28,8 +28,9 @@ def check_numbers(config: Config, *, ranks: int) -> None:
 
 def _check_steps(config: Config) -> None:
     policy, steps = config.policy, config.sampling.steps
-    with_warmup = isinstance(policy, JanoPolicyConfig | ForecastPolicyConfig | UniformPolicyConfig)
-    if not with_warmup or policy.warmup == steps:
+    if not isinstance(policy, JanoPolicyConfig | ForecastPolicyConfig | UniformPolicyConfig):
+        return
+    if policy.warmup == steps:
         return
     try:
         check_middle(steps, policy.warmup, policy.cooldown)
