@@ -30,8 +30,16 @@ TEACACHE: dict[str, dict[str, Any]] = {
 }
 
 # MagCache's magnitude ratios of 50 steps, cond branch. Wan2.1 (text-to-video): measured by its authors
-# (https://github.com/Zehong-Ma/MagCache, MagCache4Wan2.1). wan-tiny: benchmarks/magcache_ratios.py.
+# (https://github.com/Zehong-Ma/MagCache, MagCache4Wan2.1). wan-tiny: at guidance 3 and
+# shift 3, by benchmarks/magcache_ratios.py.
 MAGCACHE: dict[str, tuple[float, ...]] = {
+    "wan-tiny": (
+        1.0, 0.98126, 0.99729, 0.98692, 0.99311, 0.99646, 1.00095, 1.00751, 1.00337, 0.99295, 0.9925,
+        1.00383, 0.99651, 0.9995, 0.99274, 0.98789, 0.9967, 0.99361, 0.99677, 0.99926, 0.99215, 0.99323,
+        0.99113, 0.99332, 0.99637, 0.99597, 0.99368, 0.99301, 0.99164, 0.99735, 0.99698, 0.9965, 0.99164,
+        0.99213, 0.9982, 0.99694, 0.99291, 0.99549, 0.99702, 0.99911, 0.9897, 0.99862, 0.99897, 0.99625,
+        0.99855, 0.99415, 0.99956, 0.99663, 0.99515, 0.9957,
+    ),
     "wan2.1-1.3b": (
         1.0, 1.0124, 1.00166, 0.99791, 0.99682, 0.99634, 0.99567, 0.99416, 0.99578, 0.9957, 0.99511, 0.99535,
         0.99552, 0.99541, 0.9954, 0.99489, 0.99518, 0.99484, 0.99481, 0.99415, 0.99419, 0.99396, 0.99388,

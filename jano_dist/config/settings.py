@@ -152,9 +152,7 @@ class TeaCachePolicyConfig(_Frozen):
     """Skip all blocks while the timestep embedding has changed little (arXiv 2411.19108)."""
 
     name: Literal["teacache"] = "teacache"
-    threshold: _Float = Field(
-        0.2, gt=0, description="of the summed change; the authors' scale for Wan2.1 is 0.05 to 0.2"
-    )
+    threshold: _Float = Field(0.2, gt=0, description="of the summed change; 0.2 is the authors' for Wan2.1")
     coefficients: Annotated[tuple[_Float, ...], Field(min_length=1)] = Field(
         (1.0, 0.0), description="of the polynomial, highest power first, or a published name: wan2.1-14b"
     )
@@ -210,13 +208,13 @@ class FirstBlockPolicyConfig(_Frozen):
     """Skip all blocks but the first while its residual has changed little (FBCache of ParaAttention)."""
 
     name: Literal["fbcache"] = "fbcache"
-    threshold: _Float = Field(0.05, gt=0, description="relative change; ParaAttention takes 0.05 to 0.12")
+    threshold: _Float = Field(0.05, gt=0, description="relative change; 0.05 is diffusers' default")
 
 
 class TaylorSeerPolicyConfig(_Frozen):
     """Forecast the output of every attention and FFN (arXiv 2503.06923).
 
-    Interval 5 and order 1 are the authors' for video models.
+    The defaults are diffusers'.
     """
 
     name: Literal["taylorseer"] = "taylorseer"
@@ -228,7 +226,7 @@ class TaylorSeerPolicyConfig(_Frozen):
 class BroadcastPolicyConfig(_Frozen):
     """Repeat the outputs of attention for some steps (PAB, arXiv 2408.12588).
 
-    The paper's spatial range 2, cross range 6 and timesteps for its models of 1,000 timesteps.
+    Ranges: the authors' mildest setting for Latte (spatial 2, cross 6); timesteps: theirs for CogVideoX.
     """
 
     name: Literal["pab"] = "pab"
@@ -240,7 +238,7 @@ class BroadcastPolicyConfig(_Frozen):
 class ToCaPolicyConfig(_Frozen):
     """Between full steps compute FFN and cross-attention of the tokens that matter most (arXiv 2410.05317).
 
-    Intervals and shares are those of the authors' code for OpenSora.
+    Intervals are those of the authors' code for OpenSora; the shares are what it makes of a ratio of 0.1.
     """
 
     name: Literal["toca"] = "toca"

@@ -21,6 +21,9 @@ class Rule(Protocol):
 
     probes: bool  # whether it wants to see the first block's residual, which is then always computed
 
+    def kept(self) -> Iterable[Tensor]:
+        """What it keeps that is as large as hidden states."""
+
     def skips(self, step: int, embeddings: Mapping[str, Tensor], residual: Tensor | None) -> bool: ...
 
 
@@ -34,9 +37,13 @@ class StackCache(BlockCache):
         self._start: Tensor | None = None  # while the stack is computed: where its residual counts from
         self._residual: Tensor | None = None
         self._skips = False
+        self._asks = False  # whether it is this branch that the rule is asked for
 
     def kept(self) -> Iterable[Tensor]:
-        return () if self._residual is None else (self._residual,)
+        if self._residual is not None:
+            yield self._residual
+        if self._asks:
+            yield from self._rule.kept()
 
     def begin(self, time: Tensor, projected: Tensor) -> None:
         super().begin(time, projected)
@@ -55,6 +62,7 @@ class StackCache(BlockCache):
         return self._ended(0, start if probes else compute(x))
 
     def _wish(self, residual: Tensor | None) -> bool:
+        self._asks = True
         skips = self._rule.skips(self.step, self._embeddings, residual)
         return skips and self._residual is not None
 
@@ -100,6 +108,9 @@ class TeaCache:
 
 class _TeaRule:
     probes = False
+
+    def kept(self) -> Iterable[Tensor]:
+        return ()
 
     def __init__(
         self, threshold: float, coefficients: Sequence[float], embedding: str, middle: range
@@ -150,6 +161,9 @@ class MagCache:
 class _MagRule:
     probes = False
 
+    def kept(self) -> Iterable[Tensor]:
+        return ()
+
     def __init__(self, threshold: float, max_skips: int, first: int, ratios: Sequence[float]) -> None:
         self._threshold, self._max_skips = threshold, max_skips
         self._first, self._ratios = first, ratios
@@ -194,6 +208,9 @@ class _FirstBlockRule:
     def __init__(self, threshold: float, mesh: Mesh) -> None:
         self._threshold, self._mesh = threshold, mesh
         self._before: Tensor | None = None
+
+    def kept(self) -> Iterable[Tensor]:
+        return () if self._before is None else (self._before,)
 
     def skips(self, step: int, embeddings: Mapping[str, Tensor], residual: Tensor | None) -> bool:
         assert residual is not None

@@ -8,7 +8,10 @@ import pytest
 import torch
 
 from jano_dist import Engine, load_config
+from jano_dist.account.memory import memory_of
+from jano_dist.degrees import Degrees
 from jano_dist.errors import UserError
+from jano_dist.models.sizes import read_sizes
 from tests.gang.harness import gang
 from tests.gang.test_resume import Shelf
 
@@ -51,6 +54,16 @@ def test_every_policy_reuses_something():
         assert any(one != other for one, other in pairwise(work)), policy
         assert flops["done"] < 0.95 * flops["full"]
         assert kept > 0
+
+
+@pytest.mark.parametrize("degrees", [Degrees(1, 1, 1), Degrees(2, 1, 1)], ids=str)
+def test_the_account_knows_the_bytes(degrees):
+    """Both branches of one process, and one of two ranks."""
+    sizes, branches = read_sizes("wan-tiny"), 2 // degrees.cfg
+    for policy, (*_, kept) in alone().items():
+        planned = memory_of(sizes, config(policy), degrees).resident["block caches"]
+        extra = 45 * 192 * 4 * (policy == "fbcache")  # the first block's residual, of one branch
+        assert planned == (kept - extra) * branches // 2 + extra, policy
 
 
 def test_branches_on_two_ranks_change_nothing():

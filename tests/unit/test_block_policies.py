@@ -52,7 +52,7 @@ def test_measured_ratios_by_name(name):
     ("policy", "settings", "words"),
     [
         ("magcache", {}, "policy magcache needs the model's magnitude ratios: set policy.ratios to"),
-        ("magcache", {"ratios": "wan3"}, "there are no ratios 'wan3': choose one of wan2.1-1.3b"),
+        ("magcache", {"ratios": "wan3"}, "there are no ratios 'wan3': choose one of wan-tiny"),
         ("teacache", {"coefficients": "wan"}, "there are no coefficients 'wan': choose one of identity"),
         ("teacache", {"coefficients": []}, "policy.coefficients"),
         ("teacache", {"thresold": 1}, "unknown key 'policy.thresold' (did you mean 'policy.threshold'?)"),
