@@ -17,7 +17,8 @@ from jano_dist.errors import NotFinite, RunError, name_ranks
 from jano_dist.mesh import Mesh
 from jano_dist.models import Branch, VideoModel
 from jano_dist.observe import Observer, StepRecord, merge_ranks, step_table
-from jano_dist.policies import Policy
+from jano_dist.policies import BlockPolicy, Policy
+from jano_dist.reuse import BlockCache, Setting
 from jano_dist.runtime import release
 from jano_dist.sampling.guidance import guide
 from jano_dist.sampling.scheduler_state import restore_scheduler, scheduler_state
@@ -125,6 +126,9 @@ class Denoiser:
         timesteps = state.scheduler.timesteps
         levels: Tensor | None = None
         first = state.next_step
+        if isinstance(policy, BlockPolicy):
+            layers, times = self._model.geometry.layers, timesteps.tolist()
+            state.caches = [*policy.caches(Setting(self._mesh, layers, len(state.branches), times, first))]
         for index in range(first, len(timesteps)):
             started = time.perf_counter()
             kind, mapped, kept = self._decision(
@@ -147,7 +151,7 @@ class Denoiser:
                     "use model.dtype float32 or bfloat16, lower guidance, or check the weights"
                 )
             levels = self._observe(state, policy, velocity[0], kind)
-            state.steps.append(self._step_record(index, kind, deal, started))
+            state.steps.append(self._step_record(state, index, kind, deal, started))
             state.next_step = index + 1
             observer.step(state.steps[-1], len(timesteps))
         if state.steps and self._mesh.decide(int(snapshots.due(last=True)))[0]:  # decoding may fail, too
@@ -267,16 +271,21 @@ class Denoiser:
             head_dim=geometry.head_dim,
         )
 
-    def _step_record(self, index: int, kind: StepKind, deal: Deal, started: float) -> StepRecord:
+    def _step_record(
+        self, state: State, index: int, kind: StepKind, deal: Deal, started: float
+    ) -> StepRecord:
         traffic = self._mesh.take_traffic()
         observe.synchronize(self._model.device)
+        tokens, own_tokens = sum(deal.counts), deal.counts[self._mesh.index("sequence")]
+        cache = state.caches[0]
         return StepRecord(
             index=index,
             kind=kind.value,
-            tokens=sum(deal.counts),
-            own_tokens=deal.counts[self._mesh.index("sequence")],
+            tokens=tokens,
+            own_tokens=own_tokens,
             seconds=time.perf_counter() - started,
             comm_seconds=traffic.seconds,
             comm_bytes=traffic.nbytes,
+            blocks=cache.work_of(tokens, own_tokens) if isinstance(cache, BlockCache) else None,
             began=started,
         )

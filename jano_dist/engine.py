@@ -19,7 +19,7 @@ from torch import Tensor
 from jano_dist import observe
 from jano_dist.account import branch_flops, check_fit
 from jano_dist.config import Config, change_sampling, check_prompt
-from jano_dist.degrees import choose_degrees, explain_degrees
+from jano_dist.degrees import check_policy, choose_degrees, explain_degrees
 from jano_dist.denoise import Denoiser, State
 from jano_dist.errors import UserError, name_ranks
 from jano_dist.mesh import Mesh, ranks_started
@@ -130,6 +130,7 @@ class Engine:
         refuse_shared_gpus(everyone, gpu_uuid(device))
         self._sampler = sampler or open_sampler(gpu_uuid(device))
         self.mesh = mesh or self._arrange(geometry, device)
+        check_policy(config.policy.name, self.mesh.degrees)
         if model is None:
             check_fit(config, self.mesh.degrees, device, local_world=ranks_per_node())
         started = time.perf_counter()
@@ -329,7 +330,9 @@ class Engine:
         text = geometry.text_flops(self.config.model.max_sequence_length)
         steps = self._denoiser.step_rows(state)
         taken = [step for step in steps if step["kind"] != StepKind.SKIP]
-        done = text + sum(branch_flops(geometry, self.config, step["tokens"], tokens) for step in taken)
+        done = text + sum(
+            branch_flops(geometry, self.config, step["tokens"], tokens, step.get("blocks")) for step in taken
+        )
         full = text + len(steps) * branch_flops(geometry, self.config, tokens, tokens)
         peak = torch.tensor(observe.peak_bytes(self.model.device))
         return {

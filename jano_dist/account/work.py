@@ -1,6 +1,7 @@
 """What each kind of step computes and sends, from shapes alone. Letters as in `account.memory`."""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from jano_dist.account.memory import (
@@ -118,9 +119,17 @@ def kv_rows(config: Config, rows: int, tokens: int) -> int:
     return tokens if config.cache.kind == "hidden" else rows
 
 
-def branch_flops(geometry: Geometry, config: Config, rows: int, tokens: int) -> int:
-    """FLOPs of one branch's step that computes `rows` of its `tokens`; what one GPU would do."""
+def branch_flops(
+    geometry: Geometry, config: Config, rows: int, tokens: int, blocks: Mapping[str, int] | None = None
+) -> int:
+    """FLOPs of one branch's step that computes `rows` of its `tokens`; what one GPU would do.
+
+    Args:
+        blocks: what of the blocks was computed, where a cache inside them was used (`StepRecord.blocks`).
+    """
     text = config.model.max_sequence_length
+    if blocks is not None:
+        return geometry.reused_flops(blocks, tokens, text)
     return geometry.forward_flops(rows, tokens, text, kv_rows=kv_rows(config, rows, tokens))
 
 

@@ -3,8 +3,8 @@
 The engine and the account check it all again, for programs that call them and for models that are not here.
 """
 
-from jano_dist.config import Config, FullPolicyConfig
-from jano_dist.degrees import choose_degrees
+from jano_dist.config import Config, ForecastPolicyConfig, JanoPolicyConfig, UniformPolicyConfig
+from jano_dist.degrees import check_policy, choose_degrees
 from jano_dist.errors import UserError, count
 from jano_dist.geometry import quick_geometry
 from jano_dist.sampling.guidance import guidance_on
@@ -22,12 +22,15 @@ def check_numbers(config: Config, *, ranks: int) -> None:
     if geometry:
         geometry.latent_shape(config.video.frames, config.video.height, config.video.width)
         guided = guidance_on(config.sampling.guidance)
-        choose_degrees(config.mesh, world=ranks, heads=geometry.heads, guided=guided)
+        degrees = choose_degrees(config.mesh, world=ranks, heads=geometry.heads, guided=guided)
+        check_policy(config.policy.name, degrees)
 
 
 def _check_steps(config: Config) -> None:
     policy, steps = config.policy, config.sampling.steps
-    if isinstance(policy, FullPolicyConfig) or policy.warmup == steps:
+    if not isinstance(policy, JanoPolicyConfig | ForecastPolicyConfig | UniformPolicyConfig):
+        return
+    if policy.warmup == steps:
         return
     try:
         check_middle(steps, policy.warmup, policy.cooldown)

@@ -15,6 +15,7 @@ _LOWEST_LEVEL = {
     StepKind.REFRESH: STATIC,
     StepKind.MODERATE: MODERATE,
     StepKind.ACTIVE: ACTIVE,
+    StepKind.BLOCKS: STATIC,
     StepKind.SKIP: ACTIVE + 1,
 }
 

@@ -13,6 +13,7 @@ class StepKind(StrEnum):
     ACTIVE = "active"  # active tokens only
     CHOSEN = "chosen"  # tokens that a policy chooses for this step; their part of the cache is rewritten
     SKIP = "skip"  # none: the transformer does not run
+    BLOCKS = "blocks"  # all tokens, through caches inside the blocks
 
 
 @dataclass(frozen=True)

@@ -26,12 +26,19 @@ JANO = {
 # cool-down, where no cache is read, and when only decoding is left; with `full` before
 # any step, too, and with `forecast`, whose velocities go with it.
 EVERYWHERE = list(range(1, STEPS + 1))
-BOUNDARIES = {"jano": [3, 7, 11, 12, 13, 14], "full": EVERYWHERE, "forecast": EVERYWHERE}
-TRIED = {"jano": [3, 7, 11, 12, 14], "full": [1, 8, 14], "forecast": [2, 6, 7, 8, 12]}
+BOUNDARIES = {
+    "jano": [3, 7, 11, 12, 13, 14],
+    "full": EVERYWHERE,
+    "forecast": EVERYWHERE,
+    "pab": [4, 8, 12, 14],
+}
+TRIED = {"jano": [3, 7, 11, 12, 14], "full": [1, 8, 14], "forecast": [2, 6, 7, 8, 12], "pab": [4, 12]}
 FORECAST = {"policy.warmup": 3, "policy.cooldown": 1, "policy.tau": 2.0, "policy.max_interval": 4}
 
 
-SETTINGS = {"jano": JANO, "forecast": FORECAST}
+# Where both attentions are computed anew.
+PAB = {"policy.self_range": 2, "policy.cross_range": 4, "policy.timesteps": [0, 1001]}
+SETTINGS = {"jano": JANO, "forecast": FORECAST, "pab": PAB}
 
 
 class Shelf:
