@@ -13,7 +13,13 @@ from dataclasses import dataclass
 
 import torch
 
-from jano_dist.config import CacheConfig, Config
+from jano_dist.config import (
+    CacheConfig,
+    Config,
+    ForecastPolicyConfig,
+    FullPolicyConfig,
+    UniformPolicyConfig,
+)
 from jano_dist.degrees import Degrees
 from jano_dist.models.base import Geometry
 from jano_dist.models.sizes import ModelSizes
@@ -150,7 +156,9 @@ def working_bytes(
 def caches_anything(config: Config) -> bool:
     """Whether any step leaves something behind: not where every step computes every token."""
     policy = config.policy
-    return policy.name == "jano" and policy.warmup < config.sampling.steps
+    if isinstance(policy, FullPolicyConfig | ForecastPolicyConfig | UniformPolicyConfig):
+        return False
+    return policy.warmup < config.sampling.steps
 
 
 def text_bytes(geometry: Geometry, text_tokens: int, element: int) -> int:

@@ -2,6 +2,7 @@
 
 from jano_dist.config.load import change_config, change_sampling, config_names, load_config, parse_overrides
 from jano_dist.config.settings import (
+    CHOOSING,
     POLICIES,
     CacheConfig,
     Config,
@@ -20,6 +21,7 @@ from jano_dist.config.settings import (
 )
 
 __all__ = [
+    "CHOOSING",
     "POLICIES",
     "CacheConfig",
     "Config",

@@ -144,8 +144,66 @@ class UniformPolicyConfig(_Frozen):
     velocity: _Velocity = "hold"
 
 
+_Share = Annotated[_Float, Field(ge=0, le=1)]
+
+
+class RasPolicyConfig(_Frozen):
+    """Region-Adaptive Sampling, arXiv 2502.10389; a comparison."""
+
+    name: Literal["ras"] = "ras"
+    warmup: _Int = Field(3, ge=1, description="one more step that computes all tokens follows")
+    cooldown: _Int = Field(0, ge=0)
+    ratio: _Float = Field(0.5, gt=0, le=1, description="share of the tokens that a step computes")
+    reset_interval: _Int = Field(8, ge=1, description="every so many steps all tokens are computed")
+    starvation: _Float = Field(0.1, ge=0, description="how much a token's drops weigh")
+    active: Literal["low", "high"] = Field("low", description="deviation of the tokens that are computed")
+
+
+class HsaPolicyConfig(_Frozen):
+    """Heterogeneous Step Allocation, arXiv 2605.06892, as far as it is public; a comparison."""
+
+    name: Literal["hsa"] = "hsa"
+    warmup: _Int = Field(6, ge=2)
+    cooldown: _Int = Field(2, ge=0)
+    shares: tuple[_Share, ...] = Field(
+        (0.3, 0.3, 0.4), min_length=1, description="of the tokens in each group; what changes most first"
+    )
+    divisors: tuple[_Edge, ...] = Field(
+        (1, 2, 4), min_length=1, description="a group is computed in every so many steps"
+    )
+
+    @model_validator(mode="after")
+    def _groups(self) -> "HsaPolicyConfig":
+        if len(self.shares) != len(self.divisors):
+            raise ValueError(
+                f"policy.shares has {len(self.shares)} values and policy.divisors {len(self.divisors)}: "
+                "give both for every group"
+            )
+        if abs(sum(self.shares) - 1) > 1e-6:
+            raise ValueError(f"policy.shares sum to {sum(self.shares):g}: give shares that sum to 1")
+        return self
+
+
+class AstraeaPolicyConfig(_Frozen):
+    """Astraea's token scores and budgets, arXiv 2506.05096, per step instead of per block; a comparison."""
+
+    name: Literal["astraea"] = "astraea"
+    warmup: _Int = Field(6, ge=1)
+    cooldown: _Int = Field(2, ge=0)
+    budgets: tuple[_Share, ...] = Field(
+        (0.5,), min_length=1, description="share of the tokens of one step, of the next, ...; over and over"
+    )
+    penalty: _Float = Field(0.5, ge=0, description="weight of the age of a token's output")
+
+
 PolicyConfig = Annotated[
-    FullPolicyConfig | JanoPolicyConfig | ForecastPolicyConfig | UniformPolicyConfig,
+    FullPolicyConfig
+    | JanoPolicyConfig
+    | ForecastPolicyConfig
+    | UniformPolicyConfig
+    | RasPolicyConfig
+    | HsaPolicyConfig
+    | AstraeaPolicyConfig,
     Field(discriminator="name"),
 ]
 POLICIES: dict[str, type[BaseModel]] = {
@@ -153,7 +211,11 @@ POLICIES: dict[str, type[BaseModel]] = {
     "jano": JanoPolicyConfig,
     "forecast": ForecastPolicyConfig,
     "uniform": UniformPolicyConfig,
+    "ras": RasPolicyConfig,
+    "hsa": HsaPolicyConfig,
+    "astraea": AstraeaPolicyConfig,
 }
+CHOOSING = ("ras", "hsa", "astraea")  # policies that choose the tokens of each step anew
 
 
 class MeshConfig(_Frozen):
@@ -209,6 +271,16 @@ class Config(_Frozen):
     runtime: RuntimeConfig = RuntimeConfig()
     snapshot: SnapshotConfig = SnapshotConfig()
     preset: str | None = None
+
+    @model_validator(mode="after")
+    def _keeps_any_rows(self) -> "Config":
+        # In 8 bits, in host memory and as hidden states what a step computes must be a prefix of the rows.
+        if self.policy.name in CHOOSING and self.cache != CacheConfig():
+            raise ValueError(
+                f"policy {self.policy.name} chooses the tokens of each step anew, which the default cache "
+                "alone can keep: set cache.kind=kv, cache.dtype=native and cache.device=accelerator"
+            )
+        return self
 
 
 def check_prompt(prompt: object) -> None:
