@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from jano_dist.account.memory import Memory, caches_anything, memory_of
-from jano_dist.config import Config, FullPolicyConfig
+from jano_dist.config import CHOOSING, Config, FullPolicyConfig
 from jano_dist.degrees import Degrees, choose_degrees, explain_degrees, traffic_cost, valid_degrees
 from jano_dist.errors import UserError
 from jano_dist.models.sizes import ModelSizes, read_sizes
@@ -210,7 +210,7 @@ def _changes(config: Config, world: int) -> Iterator[tuple[tuple[str, object], .
         (key, value)
         for key, value in _SAVINGS
         if _get(config, key) != value
-        and (key not in _CACHE_KEYS or caches_anything(config))
+        and (key not in _CACHE_KEYS or (caches_anything(config) and config.policy.name not in CHOOSING))
         and (value != "fsdp" or world > 1)
     ]
     for count in range(1, len(useful) + 1):

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import torch
 
 from jano_dist.config import CacheConfig, Config
-from jano_dist.config.settings import (
+from jano_dist.config.policies import (
+    KV_POLICIES,
     BroadcastPolicyConfig,
     FirstBlockPolicyConfig,
     MagCachePolicyConfig,
@@ -159,7 +160,9 @@ def working_bytes(
 def caches_anything(config: Config) -> bool:
     """Whether any step leaves something behind: not where every step computes every token."""
     policy = config.policy
-    return policy.name == "jano" and policy.warmup < config.sampling.steps
+    if not isinstance(policy, KV_POLICIES):  # those that reuse parts of blocks: see `block_cache_bytes`
+        return False
+    return policy.warmup < config.sampling.steps
 
 
 def block_cache_bytes(

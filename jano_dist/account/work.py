@@ -12,12 +12,13 @@ from jano_dist.account.memory import (
     shard_rows,
     token_count,
 )
-from jano_dist.config import Config, JanoPolicyConfig, UniformPolicyConfig
+from jano_dist.config import CHOOSING, Config, JanoPolicyConfig, UniformPolicyConfig
 from jano_dist.degrees import Degrees
 from jano_dist.errors import UserError
 from jano_dist.models.base import Geometry
 from jano_dist.models.sizes import ModelSizes
 from jano_dist.sampling.guidance import guidance_on
+from jano_dist.tokens.budget import kind_of, step_counts
 from jano_dist.tokens.schedule import Schedule, StepKind
 
 _LSE = 4  # bytes of a partial output's float32 logarithm
@@ -50,8 +51,8 @@ class StepWork:
     """One kind of step.
 
     Attributes:
-        kind: full, refresh, moderate or active. steps: how many of a generation are of it.
-        tokens: computed, of each branch.
+        kind: full, refresh, moderate, active, chosen or skip. steps: how many of a generation are of it.
+        tokens: computed, of each branch; of chosen ones, which may differ, the mean.
         flops: matrix-product FLOPs of all branches; a full step's are what one GPU would do.
         rank_flops: those of the rank that does most.
         sent: by the rank with the most tokens.
@@ -85,6 +86,8 @@ def steps_of(
         StepKind.SKIP: 0,
     }
     counts = _kinds(config)
+    if config.policy.name in CHOOSING:
+        counts, computed[StepKind.CHOSEN] = _chosen(config, tokens)
     return [
         step_work(sizes, config, degrees, kind, rows, counts[kind])
         for kind, rows in computed.items()
@@ -156,8 +159,21 @@ def sent_bytes(sizes: ModelSizes, config: Config, degrees: Degrees, rows: int, *
     return Sent(forwards * exchange, forwards * resident, output, forwards * ring)
 
 
+def _chosen(config: Config, tokens: int) -> tuple[Counter[StepKind], int]:
+    """How many steps of each kind a policy takes that chooses tokens, and how many it chooses in the mean."""
+    policy, steps = config.policy.model_dump(), config.sampling.steps
+    try:
+        counts = step_counts(policy, steps=steps, tokens=tokens)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    kinds = Counter(kind_of(count, tokens) for count in counts)
+    kinds[StepKind.FULL] = steps - len(counts)
+    chosen = [count for count in counts if kind_of(count, tokens) is StepKind.CHOSEN]
+    return kinds, round(sum(chosen) / max(len(chosen), 1))
+
+
 def _kinds(config: Config) -> Counter[StepKind]:
-    """How many steps of each kind the policy takes."""
+    """How many steps of each kind any other policy takes."""
     policy, steps = config.policy, config.sampling.steps
     if isinstance(policy, UniformPolicyConfig):
         middle = max(steps - policy.warmup - policy.cooldown, 0)

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from jano_dist.config import Config, change_config
-from jano_dist.config.settings import POLICIES
+from jano_dist.config.policies import POLICIES
 from jano_dist.errors import UserError
 
 FULL = "full"  # the reference's name

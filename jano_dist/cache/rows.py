@@ -18,6 +18,7 @@ from jano_dist.cache.base import Moves
 _FP8 = torch.float8_e4m3fn
 _FP8_MAX = 448.0
 _SMALLEST = 1e-12  # scale of a row of zeros
+_FEW = 32  # runs of rows that are copied one by one; more of them, by index
 
 
 class Keeping(NamedTuple):
@@ -106,13 +107,27 @@ class RowStore:
         for place, x in enumerate(fresh):
             if space.fp8:
                 _decode(parts[2 * place], parts[2 * place + 1], rows, whole[place])
-            for source, target, length in moves:
-                whole[place][target : target + length] = x[source : source + length]
+            _move(x, whole[place], moves)
             if space.fp8:
                 _encode(whole[place][:rows], parts[2 * place], parts[2 * place + 1])
         if space.turns is not None:
             space.turns.keep(parts, self._kept, rows)
         return whole
+
+
+def _move(x: Tensor, kept: Tensor, moves: Moves) -> None:
+    """Rows of x [n, H, D] to their places in `kept` [N, H, D]."""
+    if len(moves) <= _FEW:
+        for source, target, length in moves:
+            kept[target : target + length] = x[source : source + length]
+        return
+    sources, targets, lengths = torch.tensor(moves).unbind(1)
+    within = torch.arange(int(lengths.sum())) - (lengths.cumsum(0) - lengths).repeat_interleave(lengths)
+    place, origin = (
+        (each.repeat_interleave(lengths) + within).to(x.device, non_blocking=True)
+        for each in (targets, sources)
+    )
+    kept.index_copy_(0, place, x[origin])
 
 
 def _encode(x: Tensor, codes: Tensor, scales: Tensor) -> None:

@@ -1,25 +1,29 @@
 """Configuration: what can be set, how it is read, and what is said of a setting that does not fit."""
 
 from jano_dist.config.load import change_config, change_sampling, config_names, load_config, parse_overrides
-from jano_dist.config.settings import (
+from jano_dist.config.policies import (
+    CHOOSING,
     POLICIES,
-    CacheConfig,
-    Config,
     EnhanceConfig,
     ForecastPolicyConfig,
     FullPolicyConfig,
     JanoPolicyConfig,
+    UniformPolicyConfig,
+)
+from jano_dist.config.settings import (
+    CacheConfig,
+    Config,
     MeshConfig,
     ModelConfig,
     RuntimeConfig,
     SamplingConfig,
     SnapshotConfig,
-    UniformPolicyConfig,
     VideoConfig,
     check_prompt,
 )
 
 __all__ = [
+    "CHOOSING",
     "POLICIES",
     "CacheConfig",
     "Config",

@@ -6,11 +6,14 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from jano_dist.config.settings import POLICIES, Config, JanoPolicyConfig
+from jano_dist.config.policies import POLICIES, JanoPolicyConfig
+from jano_dist.config.settings import Config
 
 
 def sentence(error: Mapping[str, Any], raw: Mapping[str, Any]) -> str:
     """One of pydantic's errors in our words: which key, what is wrong with it, what to do."""
+    if error["type"] == "value_error":  # one of ours, already a sentence
+        return str(error["ctx"]["error"])
     where = [str(part) for part in error["loc"]]
     if not where and error["type"] == "value_error":  # one of ours, of several sections
         return str(error["ctx"]["error"])
@@ -33,8 +36,6 @@ def sentence(error: Mapping[str, Any], raw: Mapping[str, Any]) -> str:
             return f"{key} has no name: choose one of {', '.join(POLICIES)}"
         case "tuple_type":
             return f"{key} should be a list such as [1, 4, 4], not {given!r}: correct it"
-        case "value_error":  # one of ours, already a sentence
-            return str(error["ctx"]["error"])
         case "too_long":
             return f"{key} has {len(given or ())} values: give {error['ctx']['max_length']}"
     message = error["msg"].partition(", unable")[0]  # "... to parse string as an integer"

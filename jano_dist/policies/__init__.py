@@ -3,11 +3,14 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from jano_dist.policies.astraea import AstraeaPolicy
 from jano_dist.policies.base import Policy
 from jano_dist.policies.blocks import BlockPolicy
 from jano_dist.policies.forecast import ForecastPolicy
 from jano_dist.policies.full import FullPolicy
+from jano_dist.policies.hsa import HsaPolicy
 from jano_dist.policies.jano import JanoPolicy
+from jano_dist.policies.ras import RasPolicy
 from jano_dist.policies.uniform import UniformPolicy
 from jano_dist.reuse import METHODS
 from jano_dist.tokens.grid import Shape3
@@ -33,6 +36,9 @@ def make_policy(settings: Mapping[str, Any], *, steps: int, latent: Shape3, patc
         "forecast": ForecastPolicy.build,
         "uniform": UniformPolicy.build,
         **{name: BlockPolicy.builder(name) for name in METHODS},
+        "ras": RasPolicy.build,
+        "hsa": HsaPolicy.build,
+        "astraea": AstraeaPolicy.build,
     }
     options = {key: value for key, value in settings.items() if key != "name"}
     return builders[settings["name"]](steps=steps, latent=latent, patch=patch, **options)

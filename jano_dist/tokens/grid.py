@@ -73,3 +73,11 @@ def expand_blocks(values: Tensor, latent: Shape3, block: Shape3) -> Tensor:
         index = torch.arange(size, device=values.device) // edge
         values = values.index_select(axis, index)
     return values
+
+
+def token_values(values: Tensor, patch: Shape3) -> Tensor:
+    """The values of every token, in natural order: [C, T, H, W] -> [N, positions of a patch, C]."""
+    c, t, h, w = values.shape
+    pt, ph, pw = patch
+    boxes = values.reshape(c, t // pt, pt, h // ph, ph, w // pw, pw)
+    return boxes.permute(1, 3, 5, 2, 4, 6, 0).reshape(-1, pt * ph * pw, c)

@@ -24,21 +24,42 @@ JANO = {
 }
 # Before which steps a snapshot may be taken, by DESIGN section 5: refreshes (the first ends the warm-up), the
 # cool-down, where no cache is read, and when only decoding is left; with `full` before
-# any step, too, and with `forecast`, whose velocities go with it.
+# any step, too, and with `forecast`, whose velocities go with it. What `ras` and `hsa` know goes with theirs,
+# but not the warm-up velocities of `hsa`, nor any of `astraea`.
 EVERYWHERE = list(range(1, STEPS + 1))
 BOUNDARIES = {
     "jano": [3, 7, 11, 12, 13, 14],
     "full": EVERYWHERE,
     "forecast": EVERYWHERE,
     "pab": [4, 8, 12, 14],
+    "ras": [1, 2, 3, 7, 11, 12, 13, 14],
+    "hsa": [1, 3, 7, 11, 12, 13, 14],
+    "astraea": [1, 2, 12, 13, 14],
 }
-TRIED = {"jano": [3, 7, 11, 12, 14], "full": [1, 8, 14], "forecast": [2, 6, 7, 8, 12], "pab": [4, 12]}
+TRIED = {
+    "jano": [3, 7, 11, 12, 14],
+    "full": [1, 8, 14],
+    "forecast": [2, 6, 7, 8, 12],
+    "ras": [3, 11],
+    "hsa": [1, 7],
+    "astraea": [2],
+    "pab": [4, 12],
+}
+ON_MESHES = ("jano", "full", "forecast", "ras")
 FORECAST = {"policy.warmup": 3, "policy.cooldown": 1, "policy.tau": 2.0, "policy.max_interval": 4}
+CHOOSING = {"policy.warmup": 3, "policy.cooldown": 2}
 
 
 # Where both attentions are computed anew.
 PAB = {"policy.self_range": 2, "policy.cross_range": 4, "policy.timesteps": [0, 1001]}
-SETTINGS = {"jano": JANO, "forecast": FORECAST, "pab": PAB}
+SETTINGS = {
+    "jano": JANO,
+    "forecast": FORECAST,
+    "ras": {**CHOOSING, "policy.reset_interval": 4},
+    "hsa": CHOOSING,
+    "astraea": CHOOSING,
+    "pab": PAB,
+}
 
 
 class Shelf:
@@ -107,7 +128,7 @@ def test_one_process(policy):
 def on_a_mesh(mesh, given):
     """Undisturbed; then from its own snapshots, and from those of one process."""
     model, results = None, {}
-    for policy in BOUNDARIES:
+    for policy in ON_MESHES:
         shelf = Shelf()
         model, (latents, levels, rows, *_) = generate(policy, shelf, model, **mesh)
         # Only the coordinator has any; the others must not need them.
@@ -126,7 +147,7 @@ def test_meshes(mesh):
     """On the same mesh to the bit; from one process's snapshot as close as the mesh itself is."""
     given = {policy: kept for policy, (kept, _) in undisturbed()[1].items()}
     for results in gang(2, on_a_mesh, mesh, given):
-        for policy in BOUNDARIES:
+        for policy in ON_MESHES:
             latents, levels, rows = results[policy]
             alone = undisturbed()[1][policy][1][0]
             for step in TRIED[policy]:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from jano_dist.config.settings import POLICIES
+from jano_dist.config.policies import POLICIES
 from jano_dist.mesh import Mesh
 from jano_dist.models.wan import WanTransformer
 from jano_dist.policies import make_policy

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from jano_dist import load_config
+from jano_dist.config.policies import BLOCK_POLICIES
 from jano_dist.config.published import MAGCACHE, TEACACHE
-from jano_dist.config.settings import BLOCK_POLICIES
 from jano_dist.degrees import Degrees, check_policy
 from jano_dist.errors import UserError
 from jano_dist.reuse import METHODS

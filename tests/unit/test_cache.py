@@ -151,6 +151,26 @@ def test_bytes(keeping, dtype):
         assert workspace == working + (2 * own * D * 4 if kind == "hidden" else 0)
 
 
+@pytest.mark.parametrize("share", [0.05, 0.5, 0.9])
+def test_chosen_rows_go_where_they_lie_however_scattered(share):
+    """Few runs of rows are copied one by one, many by index; a row after the other here."""
+    rows = 301
+    (store,) = in_turn(1, Workspace(2, (rows, H, D), torch.float32, CPU, Keeping()))
+    k, v = random(0, rows), random(1, rows)
+    store.put((k, v), ((0, 0, rows),))
+    chosen = torch.rand(rows, generator=torch.Generator().manual_seed(2)) < share
+    (moves,) = TokenPlan.natural(rows).deal_chosen(chosen, 2).moves
+    assert (len(moves) > 32) == (share == 0.5)
+    fresh = random(3, int(chosen.sum())), random(4, int(chosen.sum()))
+    whole = store.put(fresh, moves)
+    for got, new, old in zip(whole, fresh, (k, v), strict=True):
+        wanted = old.clone()
+        for source, target, length in moves:
+            for row in range(length):
+                wanted[target + row] = new[source + row]
+        assert torch.equal(got, wanted)
+
+
 def test_no_cache_gives_back_what_it_is_given():
     x, rope = random(0, 5).flatten(1), (torch.rand(5, 1, D), torch.rand(5, 1, D))
     k, v = random(1, 5), random(2, 5)
