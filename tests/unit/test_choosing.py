@@ -227,9 +227,9 @@ class TestAccount:
 
     @pytest.mark.parametrize("name", CHOOSING)
     def test_no_other_cache_is_proposed(self, name):
-        """14B's caches, 124 GB for both branches, are too much for one GPU of 160 GiB beside the weights."""
+        """14B's caches, 124 GB for both branches, are too much for one GPU of 130 GiB beside the weights."""
         sizes = read_sizes("Wan-AI/Wan2.1-T2V-14B-Diffusers", local=True)
-        room = Room(160 * 2**30)
+        room = Room(130 * 2**30)
         for policy, proposal in {"jano": "--set cache.dtype=fp8", name: "2 ranks"}.items():
             config = load_config("wan2.1-14b-720p", policy=policy)
             assert cheapest(sizes, config, room, world=1, local_world=8)[0] == proposal
