@@ -9,6 +9,7 @@ from typing import Any
 from jano_dist.bench.cases import FULL
 from jano_dist.bench.outcome import IDENTICAL
 from jano_dist.bench.report import Comparison, Row
+from jano_dist.errors import count
 from jano_dist.report import KINDS, LEVELS
 
 _TEMPLATE = Path(__file__).with_name("page.html")
@@ -57,7 +58,8 @@ def _about(comparison: Comparison) -> str:
     sampling = plan.config.sampling
     shift = "the model's own shift" if sampling.shift is None else f"shift {sampling.shift:g}"
     lines = [
-        f"{len(plan.prompts)} prompts x {len(plan.seeds)} seeds, {len(comparison.cases)} cases; "
+        f"{count(len(plan.prompts), 'prompt')} x {count(len(plan.seeds), 'seed')}, "
+        f"{count(len(comparison.cases), 'case')}; "
         f"{video.width}x{video.height}, {video.frames} frames, {sampling.steps} steps, guidance "
         f"{sampling.guidance:g}, {shift}",
         f"a full run: {seconds['denoise']:.1f} s of denoising, {seconds['whole']:.1f} s with encoding and "
@@ -65,10 +67,10 @@ def _about(comparison: Comparison) -> str:
     ]
     for each in comparison.ran:
         versions = ", ".join(f"{name} {version}" for name, version in each["versions"].items())
-        ranks = f"{each['ranks']} rank{'s' if each['ranks'] > 1 else ''}"
+        ranks = f"{count(each['ranks'], 'rank')} of {count(each['threads'], 'thread')}"
         lines.append(
-            f"measured {each['began']} on {each['device']} ({each['cpu']}, {each['cores']} cores), {ranks} "
-            f"of {each['threads']} threads; {versions}"
+            f"measured {each['began']} on {each['device']} ({each['cpu']}, {count(each['cores'], 'core')}), "
+            f"{ranks}; {versions}"
         )
         lines.append(f"$ {each['command']}")
     return "".join(f"<p>{escape(line)}</p>" for line in lines)
@@ -139,7 +141,7 @@ def _video(row: Row, case: int) -> str:
         value = "" if psnr == IDENTICAL else f"{psnr}"
     return (
         f'<figure data-case="{case}" data-psnr="{value}"><div class="frame">'
-        f'<video data-src="{source}" loop muted playsinline preload="none"></video>'
+        f'<video data-src="{source}" muted playsinline preload="none"></video>'
         f'<canvas data-map="{strip}"></canvas></div>{_steps(row)}'
         f"<figcaption><b>{named}</b><br>{words}</figcaption></figure>"
     )

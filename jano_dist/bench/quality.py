@@ -2,12 +2,15 @@
 their seconds saw the same machine."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, Protocol
 
 from jano_dist.bench.cases import FULL, Case
 from jano_dist.bench.folder import BenchFolder, Plan
 from jano_dist.bench.outcome import Outcome
 from jano_dist.bench.runs import Full, Runs
+from jano_dist.config import Config
 from jano_dist.engine import Generation
 from jano_dist.quality import Frames, measures
 from jano_dist.report import level_strip
@@ -68,13 +71,29 @@ class _Measuring:
         full = runs.full(prompt, seed)
         if FULL in names and runs.is_coordinator:
             self._keep(full_outcome(runs, full, prompt, seed), full.frames, None)
+        same: dict[Config, str] = {}  # what was made for a case with fewer steps -> its name
         for case in self._plan.cases:
-            if case.name in names:
-                self._begin(case.name, prompt, seed)
-                made = runs.generate(self._resolved(case, prompt, seed), prompt, seed)
-                if runs.is_coordinator:
-                    self._keep(runs.compare(case, made, full), made.frames, made)
+            if case.name not in names:
+                continue
+            resolved = self._resolved(case, prompt, seed)
+            config = resolved.config(self._plan.config)
+            if case.like and config in same:
+                self._copy(same[config], case.name, prompt, seed)
+                continue
+            self._begin(case.name, prompt, seed)
+            made = runs.generate(resolved, prompt, seed)
+            if runs.is_coordinator:
+                self._keep(runs.compare(case, made, full), made.frames, made)
+            if case.like:
+                same[config] = case.name
         runs.forget(prompt, seed)
+
+    def _copy(self, earlier: str, name: str, prompt: str, seed: int) -> None:
+        """The row of a case that came to be the same run as an earlier one."""
+        if self._runs.is_coordinator:
+            outcome = replace(self._done[earlier, prompt, seed], case=name)
+            key = self._key(earlier, prompt, seed)
+            self._add(outcome, self._folder.place("videos", earlier, key, ".mp4"))
 
     def _resolved(self, case: Case, prompt: str, seed: int) -> Case:
         """A case that is like another one, in the steps that its work is worth: the coordinator's word."""
@@ -94,17 +113,24 @@ class _Measuring:
     def _keep(self, outcome: Outcome, frames: Frames, made: Generation | None) -> None:
         """The row of a video, after its files."""
         folder = self._folder
-        key = self._plan.key(outcome.case, outcome.prompt, outcome.seed)
+        key = self._key(outcome.case, outcome.prompt, outcome.seed)
         video, strip = folder.place("videos", outcome.case, key, ".mp4"), None
         write_video(video, frames, self._plan.config.video.fps)
         if made is not None and outcome.levels.get("active", 1.0) < 1:
             strip = folder.place("maps", outcome.case, key, ".png")
             level_strip(strip, made.levels)
+        self._add(outcome, video, strip)
+
+    def _add(self, outcome: Outcome, video: Path, strip: Path | None = None) -> None:
+        folder, key = self._folder, self._key(outcome.case, outcome.prompt, outcome.seed)
         files = {"video": video, "map": strip}
         below = {name: str(path.relative_to(folder.path)) if path else None for name, path in files.items()}
         folder.add(key, self._runs.session, outcome, below)
         self._done[outcome.case, outcome.prompt, outcome.seed] = outcome
         self._listener.done(outcome)
+
+    def _key(self, name: str, prompt: str, seed: int) -> str:
+        return self._plan.key(name, prompt, seed)
 
 
 def full_outcome(runs: Runs, full: Full, prompt: str, seed: int) -> Outcome:
