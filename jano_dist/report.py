@@ -25,6 +25,7 @@ KINDS = {
     "refresh": BLUE,
     "moderate": YELLOW,
     "active": VERMILLION,
+    "chosen": VERMILLION,
     "skip": "#DDDDDD",
 }
 
