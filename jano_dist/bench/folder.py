@@ -14,6 +14,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -84,6 +85,15 @@ class BenchFolder:
             raise UserError(
                 f"--out {self.path} cannot be used ({error.strerror or error}): give another folder"
             ) from error
+
+    def drop_empty(self) -> bool:
+        """Remove it where nothing was made, and say whether that is so."""
+        if self._lines():
+            return False
+        (self.path / ROWS).unlink(missing_ok=True)
+        with suppress(OSError):  # something else is in it
+            self.path.rmdir()
+        return True
 
     def rows(self, plan: Plan) -> dict[tuple[str, str, int], dict[str, Any]]:
         """The rows of this plan that are done, by case (`FULL` too), prompt and seed; each has its video."""

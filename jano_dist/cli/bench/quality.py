@@ -85,32 +85,34 @@ def quality(
     What is made stays: the same command goes on where it was ended.
     """
     call, place = context.ensure_object(Call), find_place()
-    ranks = nproc or place.world
-    name = DEFAULT_CONFIG if config is None else config
-    overrides = config_overrides(set_, named_keys(context.params))
-    base = load_config(name, overrides=overrides)
-    check_ranks(nproc, base, place, launcher)
-    presets = [
-        preset_case(row, base, load_config(name, preset=row, overrides=overrides))
-        for row in preset_names(name)
-    ]
-    chosen = _cases(cases, policy or [], presets, _floors(base, ranks))
-    check_cases(chosen, base)
-    for case in chosen:
-        check_numbers((case if case.like is None else case.matched(base, 0.5)).config(base), ranks=ranks)
-    first = base.sampling.seed
-    texts = _prompts(prompts, prompt or [], base)
-    plan = Plan(base, chosen, texts, range(first, first + seeds), ranks)
-    folder = BenchFolder(out)
+    plan, folder = _plan(context.params, nproc or place.world), BenchFolder(out)
+    check_ranks(nproc, plan.config, place, launcher)
     if is_supervised() or place.world > 1:
         _measure(folder, plan, place, call)
         return
     with hold(out):
         folder.check()
-        where = Launch(launcher, ranks, address, wait)
+        where = Launch(launcher, plan.ranks, address, wait)
         with _resumable(folder, plan):
             _fill(folder, plan, where, place, call)
         _say(write_report(folder, plan), folder)
+
+
+def _plan(params: Mapping[str, Any], ranks: int) -> Plan:
+    """What the command line asks for, looked at as far as it can be without torch."""
+    name = DEFAULT_CONFIG if params["config"] is None else params["config"]
+    overrides = config_overrides(params["set_"], named_keys(params))
+    base = load_config(name, overrides=overrides)
+    rows = {row: load_config(name, preset=row, overrides=overrides) for row in preset_names(name)}
+    presets = [preset_case(row, base, preset) for row, preset in rows.items()]
+    cases = _cases(params["cases"], params["policy"] or [], presets, _floors(base, ranks))
+    check_cases(cases, base)
+    for case in cases:
+        own = case.matched(base, 0.5) if case.like else case
+        check_numbers(own.config(base), ranks=ranks)
+    first = base.sampling.seed
+    prompts = _prompts(params["prompts"], params["prompt"] or [], base)
+    return Plan(base, cases, prompts, range(first, first + params["seeds"]), ranks)
 
 
 def _fill(folder: BenchFolder, plan: Plan, where: Launch, place: Place, call: Call) -> None:
@@ -194,7 +196,8 @@ def _prompts(path: Path | None, given: Sequence[str], base: Config) -> list[str]
         for job in plan.jobs:
             if (job.seed, job.negative_prompt) != (base.sampling.seed, base.sampling.negative_prompt):
                 raise UserError(
-                    f"{path}, line {job.line}: a prompt has no seed or negative prompt of its own here"
+                    f"{path}, line {job.line}: it has a seed or a negative prompt of its own: leave these "
+                    "out, and use --seeds and --set for all prompts"
                 )
         found += [job.prompt for job in plan.jobs]
     if not found:
@@ -210,8 +213,12 @@ def _resumable(folder: BenchFolder, plan: Plan) -> Iterator[None]:
     try:
         yield
     except (UserError, RunError) as error:
+        if folder.drop_empty():
+            raise
         raise type(error)(f"{error}; {_state(folder, plan)}") from error
     except KeyboardInterrupt as error:
+        if folder.drop_empty():
+            raise
         raise Interrupted(f"interrupted: {_state(folder, plan)}") from error
 
 
