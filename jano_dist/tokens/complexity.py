@@ -3,15 +3,19 @@
 Shapes: S warm-up steps, C channels, latent T x H x W, blocks nt x nh x nw.
 """
 
-import itertools
-from collections.abc import Iterator
-
 import numpy as np
 import torch
 from scipy import ndimage
 from torch import Tensor
 
-from jano_dist.tokens.grid import Shape3, TokenGrid, block_counts, block_slices, expand_blocks
+from jano_dist.tokens.grid import (
+    Shape3,
+    TokenGrid,
+    block_counts,
+    block_slices,
+    every_block,
+    expand_blocks,
+)
 
 STATIC, MODERATE, ACTIVE = 1, 2, 3
 
@@ -39,7 +43,7 @@ def block_scores(velocities: Tensor, block: Shape3, temporal_weight: float = 0.7
     latent = _latent(velocities)
     counts = block_counts(latent, block)
     raw = torch.zeros(counts, device=velocities.device)
-    for index in _indices(counts):
+    for index in every_block(counts):
         t, h, w = block_slices(latent, block, index)
         positions = velocities[:, :, t, h, w].float()  # [S, C, t, h, w]
         spatial = _dynamics(positions.permute(0, 2, 3, 4, 1).flatten(2, 3))  # frames of [h*w, C]
@@ -66,13 +70,18 @@ def last_change(velocities: Tensor, block: Shape3) -> Tensor:
     """
     if velocities.shape[0] < 2:
         raise ValueError("a score needs the velocities of at least 2 warm-up steps: raise policy.warmup")
-    latent = _latent(velocities)
     change = (velocities[-1].float() - velocities[-2].float()).norm(dim=0)  # [T, H, W]
+    return _min_max(block_means(change, block))
+
+
+def block_means(values: Tensor, block: Shape3) -> Tensor:
+    """The mean of each block: [T, H, W] -> [nt, nh, nw], over the positions that exist at the border."""
+    latent = _latent(values)
     counts = block_counts(latent, block)
-    raw = torch.zeros(counts, device=velocities.device)
-    for index in _indices(counts):
-        raw[index] = change[block_slices(latent, block, index)].mean()
-    return _min_max(raw)
+    means = torch.zeros(counts, device=values.device)
+    for index in every_block(counts):
+        means[index] = values[block_slices(latent, block, index)].mean()
+    return means
 
 
 def enhance(scores: Tensor, strength: float = 0.8, distance: int = 1) -> Tensor:
@@ -136,11 +145,6 @@ def token_levels(
 def _latent(velocities: Tensor) -> Shape3:
     t, h, w = velocities.shape[-3:]
     return t, h, w
-
-
-def _indices(counts: Shape3) -> Iterator[Shape3]:
-    nt, nh, nw = (range(n) for n in counts)
-    return itertools.product(nt, nh, nw)
 
 
 def _dynamics(points: Tensor) -> Tensor:
