@@ -6,7 +6,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator, ScalarFormatter
+from matplotlib.ticker import NullFormatter, NullLocator, ScalarFormatter
 from rich.console import Console
 from rich.table import Table
 
@@ -15,18 +15,18 @@ from jano_dist.report import BLUE, DPI, INK, VERMILLION
 
 _COLOURS = (INK, VERMILLION, BLUE, "#009E73", "#CC79A7", "#E69F00")  # Okabe and Ito's
 
+_WIDE = 150  # characters
+
 
 def show(summary: Mapping[str, Any], console: Console) -> None:
     """One table, and what is to be known beside it."""
-    table = Table(
-        "ranks", "mesh", "side", "rounds", "seconds", "gain", "retention", "efficiency", "sent", "imbalance"
-    )
+    names = ("ranks", "mesh", "side", "seconds", "gain", "retention", "efficiency", "sent", "imbalance")
+    table = Table(*names)
     for row in summary["rows"]:
         table.add_row(
             str(row["world"]),
             row["mesh"],
             row["side"],
-            str(row["rounds"]),
             _range(row["seconds"]),
             _range(row["gain"]),
             _range(row["retention"]),
@@ -34,6 +34,8 @@ def show(summary: Mapping[str, Any], console: Console) -> None:
             "-" if row["peer"] else f"{row['bytes_sent'] / 1e6:,.1f} MB",
             "-" if row["peer"] else f"{row['imbalance']:.3f}",
         )
+    if not console.is_terminal:  # a log is as wide as its longest line
+        console.width = _WIDE
     console.print(table)
     for sentence in notes(summary):
         console.print(sentence, soft_wrap=True)
@@ -66,14 +68,16 @@ def plot(path: Path, summary: Mapping[str, Any]) -> None:
     """Seconds and retention by number of ranks, each side on its fastest mesh."""
     figure = Figure(figsize=(8.4, 3.6), dpi=DPI, facecolor="white", layout="constrained")
     left, right = figure.subplots(1, 2)
-    sides = list(dict.fromkeys(row["side"] for row in summary["rows"]))
+    sides = [
+        name for name, _ in sorted({row["side"]: row["peer"] for row in summary["rows"]}.items(), key=_last)
+    ]
     for colour, side in zip(_COLOURS * len(sides), sides, strict=False):
         rows = _fastest([row for row in summary["rows"] if row["side"] == side])
         _line(left, rows, "seconds", colour, side)
         worlds = [row["world"] for row in rows]
         first = rows[0]["seconds"]["median"] * worlds[0]
         left.plot(worlds, [first / world for world in worlds], ":", color=colour, linewidth=0.8)
-        if side != "full":
+        if any(row["retention"] for row in rows):
             _line(right, [row for row in rows if row["retention"]], "retention", colour, side)
     right.axhline(1, color=INK, linewidth=0.8, linestyle=":")
     left.set(xscale="log", yscale="log", ylabel="seconds of denoising")
@@ -85,11 +89,19 @@ def plot(path: Path, summary: Mapping[str, Any]) -> None:
     figure.savefig(path, format="png")
 
 
+def _last(side: tuple[str, bool]) -> tuple[bool, bool, str]:
+    """Ours first, `full` before the others."""
+    name, peer = side
+    return peer, name != "full", name
+
+
 def _dress(axes: Axes, worlds: Sequence[int]) -> None:
     ticks = sorted(set(worlds))
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(ScalarFormatter())
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.margins(x=0.1)
     axes.set_xlabel("ranks", fontsize=9, color=INK)
     axes.tick_params(labelsize=8, colors=INK)
     axes.grid(axis="y", color="#E5E5E5", linewidth=0.6)

@@ -2,6 +2,8 @@
 
 gain = seconds of `full` / seconds of the policy, on the same ranks and mesh, in the same round.
 retention = gain on n ranks / gain on the fewest.
+retention_of_kinds = the same of loops composed from the median seconds of each kind of step over all rounds,
+which a single slow step does not move.
 efficiency = fewest x seconds on the fewest / (n x seconds on n).
 """
 
@@ -50,16 +52,23 @@ def _row(key: Key, done: Mapping[Key, Mapping[int, Part]], fewest: int) -> dict[
     full = done.get(key._replace(side=FULL), {})
     base_full = done.get(base._replace(side=FULL), {}) if base else {}
     seconds = {turn: total(part) for turn, part in rounds.items()}
-    gains = _ratios(full, rounds)
-    base_gains = _ratios(base_full, done[base]) if base else {}
+    is_peer = any(part["peer"] for part in rounds.values())
+    compared = key.side != FULL and not is_peer
+    gains = _ratios(full, rounds) if compared else {}
+    base_gains = _ratios(base_full, done[base]) if compared and base else {}
     row = {
         **key._asdict(),
-        "peer": any(part["peer"] for part in rounds.values()),
+        "peer": is_peer,
         "rounds": len(rounds),
         "seconds": spread(seconds.values()),
         "kinds": kinds(rounds.values()),
         "gain": spread(gains.values()),
         "retention": spread(gains[turn] / base_gains[turn] for turn in gains if turn in base_gains),
+        "retention_of_kinds": (
+            _composed_gain(full, rounds) / _composed_gain(base_full, done[base])
+            if gains and base_gains and base
+            else None
+        ),
         "efficiency": _efficiency(key, seconds, done, base),
         "over_peers": _over_peers(key, seconds, done),
         **_measured_inside(list(rounds.values())),
@@ -89,6 +98,15 @@ def kinds(parts: Any) -> dict[str, dict[str, float]]:
         }
         for kind, number in counts.items()
     }
+
+
+def composed(parts: Any) -> float:
+    """Seconds of a run whose every step takes the median of its kind."""
+    return sum(kind["steps"] * kind["seconds"] for kind in kinds(parts).values())
+
+
+def _composed_gain(full: Mapping[int, Part], rounds: Mapping[int, Part]) -> float:
+    return composed(full.values()) / composed(rounds.values())
 
 
 def imbalance(part: Part) -> float:

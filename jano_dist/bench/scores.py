@@ -18,6 +18,8 @@ from jano_dist.tokens.complexity import (
     block_means,
     block_scores,
     last_change,
+    smooth_spread,
+    smoothed,
     token_levels,
 )
 from jano_dist.tokens.grid import Shape3, TokenGrid, block_counts, block_slices, every_block
@@ -99,6 +101,28 @@ def noise_spread(seen: Warmup, block: Shape3) -> Tensor:
     return -block_means(seen.velocities[-1].float().std(dim=0), block)
 
 
+def spread(seen: Warmup, block: Shape3) -> Tensor:
+    """The same the other way round."""
+    return -noise_spread(seen, block)
+
+
+def smooth_change(seen: Warmup, block: Shape3) -> Tensor:
+    """`last_change`, each block drawn towards its neighbours."""
+    return smoothed(block_means(changes(seen.velocities)[-1], block))
+
+
+def change_and_detail(seen: Warmup, block: Shape3) -> Tensor:
+    """`last_change` times the root of how much the estimate of the finished latent varies within a block, and
+    smoothed: what still moves, and where there is something to draw."""
+    clean = seen.clean()[-1].float()
+    latent: Shape3 = tuple(clean.shape[1:])  # type: ignore[assignment]
+    varies = torch.zeros(block_counts(latent, block))
+    for index in every_block(block_counts(latent, block)):
+        t, h, w = block_slices(latent, block, index)
+        varies[index] = clean[:, t, h, w].flatten(1).std(dim=1, correction=0).mean()
+    return smoothed(block_means(changes(seen.velocities)[-1], block) * varies.sqrt())
+
+
 def fft_velocity(seen: Warmup, block: Shape3) -> Tensor:
     """The energy of the last velocity's high frequencies within each block."""
     return _high_energy(seen.velocities[-1], block)
@@ -131,10 +155,14 @@ SCORES: dict[str, Score] = {
     "fft velocity": fft_velocity,
     "fft estimate": fft_clean,
     "RAS spread": noise_spread,
+    "RAS spread, reversed": spread,
     "mean change": mean_change,
     "late change": late_change,
     "estimate change": clean_change,
     "bend": bend,
+    "smooth change": smooth_change,
+    "smooth_spread": lambda seen, block: smooth_spread(seen.velocities, block),
+    "change and detail": change_and_detail,
 }
 
 
