@@ -1,5 +1,5 @@
-"""What `bench recognition` records against a plain loop over diffusers' own transformer and scheduler, and its
-outcome against a run with the same map put in by hand."""
+"""What `bench recognition` records against a plain loop over diffusers' own transformer and scheduler, and
+its outcome against a run with the same map put in by hand."""
 
 import pytest
 import torch
