@@ -36,6 +36,8 @@ from jano_dist.tokens.complexity import enhance
 from jano_dist.tokens.grid import TokenGrid
 
 RANDOM, ORACLE = "random map", "oracle"
+_ENHANCED = ("last_change", "published")  # they are judged with the holes of regions raised, too
+NAMES = (*SCORES, *(f"{name}, enhanced" for name in _ENHANCED))
 
 
 class Regime(NamedTuple):
@@ -54,7 +56,7 @@ class Question:
         prompts: of the videos, each with its seed.
         regimes, warmups: to go through.
         active, moderate: shares of the blocks.
-        outcome: whether videos are made with the maps.
+        outcomes: scores with whose maps videos are made, beside those of the controls; none: no videos.
     """
 
     config: Config
@@ -63,7 +65,7 @@ class Question:
     warmups: tuple[int, ...]
     active: float
     moderate: float
-    outcome: bool
+    outcomes: tuple[str, ...]
 
     def items(self) -> Iterator[tuple[Regime, int]]:
         """Regime and prompt's number of each full run, prompt by prompt."""
@@ -74,7 +76,13 @@ class Question:
         """What makes a folder of figures this question's."""
         facts = {"config": self.config.model_dump(mode="json"), "prompts": list(map(list, self.prompts))}
         lists = {"regimes": [list(regime) for regime in self.regimes], "warmups": list(self.warmups)}
-        return {**facts, **lists, "active": self.active, "moderate": self.moderate, "outcome": self.outcome}
+        return {
+            **facts,
+            **lists,
+            "active": self.active,
+            "moderate": self.moderate,
+            "outcomes": list(self.outcomes),
+        }
 
 
 @dataclass(frozen=True)
@@ -99,7 +107,7 @@ def measure(question: Question, model: VideoModel, regime: Regime, number: int) 
     rows = []
     for warmup in question.warmups:
         own = change_warmup(config, warmup)
-        outcome = _outcomes(own, model, prompt, seed, full) if question.outcome else None
+        outcome = _outcomes(own, model, prompt, seed, full) if question.outcomes else None
         rows += list(_rows(question, own, full, warmup, outcome, model.geometry.patch))
     return {**regime._asdict(), "prompt": prompt, "seed": seed, "rows": rows}
 
@@ -146,6 +154,7 @@ def _rows(
     _, _, t, h, w = full.velocities.shape
     grid = TokenGrid((t, h, w), patch, policy.block)
     truth = work_left(full.velocities, warmup, policy.block)
+    tried = (*question.outcomes, RANDOM, ORACLE)
     for name, scores in _all_scores(full.warmup(warmup), policy, truth):
         levels = three_levels(scores, **shares)
         yield {
@@ -153,7 +162,7 @@ def _rows(
             "score": name,
             "rank_correlation": rank_correlation(scores, truth),
             "accuracy": accuracy(levels, three_levels(truth, **shares)),
-            "psnr": outcome(token_map(levels, grid)) if outcome else None,
+            "psnr": outcome(token_map(levels, grid)) if outcome and name in tried else None,
         }
 
 
@@ -162,7 +171,7 @@ def _all_scores(seen: Warmup, policy: JanoPolicyConfig, truth: Tensor) -> Iterat
     for name, score in SCORES.items():
         scores = score(seen, policy.block)
         yield name, scores
-        if name in ("last_change", "published") and strength["strength"]:
+        if name in _ENHANCED and strength["strength"]:
             yield f"{name}, enhanced", enhance(scores, **strength)
     yield RANDOM, torch.rand(truth.shape, generator=torch.Generator().manual_seed(0))
     yield ORACLE, truth
@@ -218,6 +227,11 @@ def check_question(question: Question) -> None:
         UserError: the policy is not jano, or steps, warm-ups and shares do not go together.
     """
     policy, steps = question.config.policy, question.config.sampling.steps
+    unknown = [name for name in question.outcomes if name not in NAMES]
+    if unknown:
+        raise UserError(
+            f"--outcomes {unknown[0]!r} is no score: give all, none, or some of {'; '.join(NAMES)}"
+        )
     if not isinstance(policy, JanoPolicyConfig):
         raise UserError(f"recognition is of regions, which policy {policy.name} has none of: use jano")
     for warmup in question.warmups:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jano_dist.tokens.complexity import block_scores, enhance, last_change, token_levels
+from jano_dist.tokens.complexity import block_scores, enhance, last_change, smooth_spread, token_levels
 from jano_dist.tokens.grid import Shape3, TokenGrid
 from jano_dist.tokens.schedule import Schedule, StepKind
 
@@ -60,6 +60,7 @@ class JanoPolicy:
             )
         scores: dict[str, Score] = {
             "last_change": last_change,
+            "smooth_spread": smooth_spread,
             "published": partial(block_scores, temporal_weight=temporal_weight),
         }
         grid = TokenGrid(latent, patch, block)

@@ -13,6 +13,7 @@ RECOGNITION = {
     "no_shift": (["--shifts", "0"], ["--shifts should be numbers above 0"]),
     "no_number": (["--guidances", "nan"], ["--guidances should be numbers from 0"]),
     "shares": (["--active", "0.8"], ["leave no static blocks", "below 1"]),
+    "no_score": (["--outcomes", "guess"], ["--outcomes 'guess' is no score"]),
     "no_prompts": (["--prompts", "nowhere.txt"], ["nowhere.txt"]),
 }
 SCALING = {
@@ -54,7 +55,7 @@ def test_recognition_goes_on(cli, small, tmp_path):
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('{"prompt": "a red ball", "seed": 5}\n{"prompt": "a blue box"}\n')
     call = ["bench", "recognition", "--config", small, "--prompts", prompts, "--out", tmp_path / "x"]
-    call += ["--shifts", "5", "--warmups", "3", "--no-outcome", "--steps", "9"]
+    call += ["--shifts", "5", "--warmups", "3", "--outcomes", "none", "--steps", "9"]
     first = cli(*call)
     assert (first.code, first.err) == (0, "")
     parts = sorted((tmp_path / "x" / "parts").iterdir())

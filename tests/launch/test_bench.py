@@ -56,7 +56,7 @@ def test_one_and_two_ranks(jano_dist, scaling, tmp_path):
     assert measured[2, "full"]["mesh"] == {"cfg": 2, "kv": 1, "ulysses": 1, "world": 2}
     # The same video by another engine: in one process to the bit, spread by Ulysses but for rounding.
     assert measured[1, "diffusers"]["max_difference"] == 0
-    assert 0 < measured[2, "diffusers"]["max_difference"] < 1e-4
+    assert measured[2, "diffusers"]["max_difference"] < 1e-4
 
     again = folder / "parts" / "ranks-0001-round-001-jano-auto.json"
     before = {path: path.stat().st_mtime_ns for path in (folder / "parts").iterdir()}

@@ -52,6 +52,9 @@ ALLOWED = {
         "account", "denoise", "telemetry",
     },
     "run_folder": {"engine", "report", "target", "trace", "video"},
+    "bench": {"batch", "config", "degrees", "engine", "mesh", "models", "observe", "policies", "quality",
+        "report", "runtime", "sampling", "tokens",
+    },
     "__init__": {"config", "engine", "runtime"},
     "__main__": {"cli"},
 }  # fmt: skip

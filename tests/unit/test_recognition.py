@@ -26,9 +26,9 @@ from jano_dist.bench.scores import (
 )
 from jano_dist.config import load_config
 from jano_dist.errors import UserError
-from jano_dist.tokens.complexity import last_change, smooth_spread, smoothed
+from jano_dist.tokens import complexity
 from jano_dist.tokens.grid import TokenGrid
-from tests.unit.reference import boxes, empty_blocks
+from tests.unit.reference import boxes, empty_blocks, smoothed
 
 BLOCK = (2, 3, 2)
 SHAPE = (3, 6, 5)  # T, H, W; not all blocks are whole
@@ -108,18 +108,10 @@ class TestScores:
         assert fft_velocity(moving, (2, 4, 4)).item() == pytest.approx(9, rel=1e-5)
         assert fft_clean(moving, (2, 4, 4)).item() == 0  # its estimate is the latent, which is zero
 
-    def test_smooth_spread(self):
-        velocities = seen().velocities
-        raw = smoothed_by_loops(
-            means(step_changes(velocities)[-1]) * np.sqrt(means(velocities[-1].double().numpy().std(0)))
-        )
-        expected = (raw - raw.min()) / (raw.max() - raw.min())
-        np.testing.assert_allclose(smooth_spread(velocities, BLOCK), expected, atol=1e-5)
-
     def test_smoothed(self):
         scores = torch.rand(3, 4, 2)
-        np.testing.assert_allclose(smoothed(scores), smoothed_by_loops(scores.numpy()), rtol=1e-5)
-        assert (smoothed(torch.full((1, 1, 1), 0.5)) == 0.5).all()
+        np.testing.assert_allclose(complexity.smoothed(scores), smoothed(scores.numpy()), rtol=1e-5)
+        assert (complexity.smoothed(torch.full((1, 1, 1), 0.5)) == 0.5).all()
 
     @pytest.mark.parametrize("name", SCORES)
     def test_every_score_is_one_of_each_block(self, name):
@@ -134,31 +126,6 @@ class TestScores:
             Warmup(velocities, torch.zeros_like(velocities), torch.linspace(1, 0.7, 4)), BLOCK
         )
         assert int(found.argmax()) == found.numel() - 1
-
-    def test_one_step_is_too_few(self):
-        with pytest.raises(ValueError, match="at least 2 warm-up steps"):
-            smooth_spread(seen().velocities[:1], BLOCK)
-
-    def test_last_change_is_as_it_was(self):
-        """It shares its block means with the others now."""
-        raw = means(step_changes(seen().velocities)[-1])
-        expected = (raw - raw.min()) / (raw.max() - raw.min())
-        np.testing.assert_allclose(last_change(seen().velocities, BLOCK), expected, atol=1e-6)
-
-
-def smoothed_by_loops(scores):
-    found = np.zeros(scores.shape)
-    for index in np.ndindex(scores.shape):
-
-        def at(axis, step, index=index):
-            near = list(index)
-            near[axis] = min(max(near[axis] + step, 0), scores.shape[axis] - 1)
-            return scores[tuple(near)]
-
-        time = (at(0, -1) + at(0, 1)) / 2
-        space = (at(1, -1) + at(1, 1) + at(2, -1) + at(2, 1)) / 4
-        found[index] = (scores[index] + time + space) / 3
-    return found
 
 
 class TestComparison:
@@ -207,7 +174,7 @@ class TestQuestion:
             "warmups": (4, 6),
             "active": 0.3,
             "moderate": 0.3,
-            "outcome": True,
+            "outcomes": ("last_change",),
         }
         return Question(**{**facts, **changes})
 
@@ -222,6 +189,7 @@ class TestQuestion:
             ({"policy": "full"}, "use jano"),
             ({"warmups": (1,)}, "--warmups 1 does not fit"),
             ({"warmups": (6, 48)}, "--warmups 48 does not fit"),
+            ({"outcomes": ("bend", "guess")}, "--outcomes 'guess' is no score"),
             ({"active": 0.7}, "leave no static blocks"),
             ({"active": 0.0}, "no active ones"),
         ],

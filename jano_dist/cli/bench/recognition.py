@@ -48,7 +48,10 @@ def recognition(
     warmups: Annotated[str | None, typer.Option(help="Such as 4,6,8; else the config's.")] = None,
     active: Annotated[float, typer.Option(help="Share of the blocks that is active.")] = 0.3,
     moderate: Annotated[float, typer.Option(help="Share of the blocks that is moderate.")] = 0.3,
-    outcome: Annotated[bool, typer.Option(help="Make a video with each map.")] = True,
+    outcomes: Annotated[
+        str,
+        typer.Option(help="Scores with whose maps videos are made: all, none, or such as 'published; bend'."),
+    ] = "all",
 ) -> None:
     """Judge early scores by where the work of full runs is, and by the videos made with their maps."""
     if find_place().world > 1:
@@ -67,7 +70,7 @@ def recognition(
     quiet_libraries()
     with ending_at_once():
         from jano_dist.bench.prompts import prompts_and_seeds
-        from jano_dist.bench.recognition import Question, Regime, check_question
+        from jano_dist.bench.recognition import NAMES, Question, Regime, check_question
 
     question = Question(
         config=settings,
@@ -76,11 +79,16 @@ def recognition(
         warmups=seen,
         active=active,
         moderate=moderate,
-        outcome=outcome,
+        outcomes=NAMES if outcomes == "all" else _names(outcomes),
     )
     check_question(question)
     with hold(out):
         _measure(question, out, context.ensure_object(Call))
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """Scores, of which some have a comma in their name."""
+    return () if text == "none" else tuple(name.strip() for name in text.split(";") if name.strip())
 
 
 def _measure(question: Any, out: Path, call: Call) -> None:
