@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jano_dist.bench.policies import Recorder, with_map
+from jano_dist.bench.cases import full_config
 from jano_dist.bench.scores import (
     SCORES,
     Warmup,
@@ -26,6 +26,7 @@ from jano_dist.bench.scores import (
     token_map,
     work_left,
 )
+from jano_dist.bench.stand_ins import Rearranged, recording
 from jano_dist.config import Config, JanoPolicyConfig
 from jano_dist.engine import Engine
 from jano_dist.errors import UserError
@@ -125,18 +126,18 @@ def change_warmup(config: Config, warmup: int) -> Config:
 
 def full_run(config: Config, model: VideoModel, prompt: str, seed: int) -> FullRun:
     """Make it. The latents follow from noise, scheduler and velocities, so none need be kept on the way."""
-    recorder = Recorder()
-    engine = Engine(config, model=model, policies=lambda *_, **__: recorder)
+    velocities: list[Tensor] = []
+    engine = Engine(full_config(config), model=model, policies=recording(velocities))
     made = engine.generate(prompt, seed=seed)
     latent = model.noise(engine.latent_shape, seed)
     scheduler = model.scheduler(config.sampling.steps, config.sampling.shift)
     latents = []
-    for velocity, timestep in zip(recorder.velocities, scheduler.timesteps, strict=True):
+    for velocity, timestep in zip(velocities, scheduler.timesteps, strict=True):
         latents.append(latent.cpu())
         given = velocity.to(latent.device)
         latent = scheduler.step(given[None], timestep, latent[None], return_dict=False)[0][0]
     sigmas = scheduler.sigmas[: len(latents)].float().cpu()
-    return FullRun(torch.stack(recorder.velocities), torch.stack(latents), sigmas, made.frames)
+    return FullRun(torch.stack(velocities), torch.stack(latents), sigmas, made.frames)
 
 
 def _rows(
@@ -188,7 +189,7 @@ def _outcomes(
         if key not in known:
 
             def policies(*args: Any, **kwargs: Any) -> Policy:
-                return with_map(make_policy(*args, **kwargs), levels)
+                return Rearranged(make_policy(*args, **kwargs), lambda _: levels)
 
             made = Engine(config, model=model, policies=policies).generate(prompt, seed=seed)
             # 100 dB: equal frames, which have none, and means need a number.

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from jano_dist.bench.folder import BenchFolder
-from jano_dist.bench.policies import spread_map, with_map
 from jano_dist.bench.scaling_cases import PROMPT, Case, Question, mesh_name, short
+from jano_dist.bench.stand_ins import Rearranged
 from jano_dist.config import Config
 from jano_dist.engine import Engine
 from jano_dist.errors import PeerLost, RunError
@@ -27,6 +27,7 @@ from jano_dist.models.peers import Peer, load_peer, why_not
 from jano_dist.policies import Policy, make_policy
 from jano_dist.runtime import release
 from jano_dist.sampling.guidance import guidance_on
+from jano_dist.tokens.complexity import ACTIVE, MODERATE, STATIC
 
 _SEED = 0
 
@@ -122,7 +123,8 @@ class Rank:
         if active is None:
             return inner
         tokens = int(np.prod([s // p for s, p in zip(facts["latent"], facts["patch"], strict=True)]))
-        return with_map(inner, spread_map(tokens, active=active, moderate=moderate))
+        levels = spread_map(tokens, active=active, moderate=moderate)
+        return Rearranged(inner, lambda made: levels.to(made))
 
     def _peer(self, case: Case) -> dict[str, Any]:
         mesh, config = self._everyone, next(iter(self._question.configs.values()))
@@ -177,6 +179,15 @@ class Rank:
         host = zlib.crc32(socket.gethostname().encode())
         rows = self._everyone.collect(torch.tensor([host, os.cpu_count() or 1])).tolist()
         return any(sum(other[0] == host for other in rows) > cores for host, cores in rows)
+
+
+def spread_map(tokens: int, *, active: float, moderate: float) -> Tensor:
+    """A complexity map of given shares, uint8 [N]: what a step costs depends on the shares alone."""
+    levels = torch.full((tokens,), STATIC, dtype=torch.uint8)
+    order = torch.randperm(tokens, generator=torch.Generator().manual_seed(0))
+    first, second = round(active * tokens), round((active + moderate) * tokens)
+    levels[order[:first]], levels[order[first:second]] = ACTIVE, MODERATE
+    return levels
 
 
 def _told(figures: Mapping[str, Any]) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from jano_dist.config import Config, MeshConfig, change_config
+from jano_dist.config import Config, JanoPolicyConfig, MeshConfig, change_config
 from jano_dist.degrees import Degrees, valid_degrees
 from jano_dist.errors import UserError
 
@@ -119,7 +119,7 @@ def check_shares(active: float | None, moderate: float) -> None:
 def short(config: Config) -> Config:
     """A run of few steps in which every kind of step is met: first uses cost more."""
     policy = config.policy
-    if policy.name != "jano":
+    if not isinstance(policy, JanoPolicyConfig):
         steps = max(2, getattr(policy, "warmup", 0) + getattr(policy, "cooldown", 0) + 1)
         return change_config(config.model_dump(mode="json"), {"sampling.steps": steps}, "of the first run")
     steps = 3 + policy.moderate_interval

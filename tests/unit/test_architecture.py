@@ -51,10 +51,11 @@ ALLOWED = {
         "config", "runtime", "degrees", "mesh", "tokens", "policies", "models", "sampling", "observe",
         "account", "denoise", "telemetry",
     },
-    "run_folder": {"engine", "report", "target", "trace", "video"},
-    "bench": {"batch", "config", "degrees", "engine", "mesh", "models", "observe", "policies", "quality",
-        "report", "runtime", "sampling", "tokens",
+    "bench": {
+        "batch", "config", "degrees", "engine", "geometry", "libraries", "mesh", "models", "observe", "policies",
+        "quality", "report", "runtime", "sampling", "target", "tokens", "video",
     },
+    "run_folder": {"engine", "report", "target", "trace", "video"},
     "__init__": {"config", "engine", "runtime"},
     "__main__": {"cli"},
 }  # fmt: skip

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from jano_dist.bench.policies import spread_map
 from jano_dist.bench.recognition import RANDOM, Question, Regime, check_question, summarise
+from jano_dist.bench.scaling import spread_map
 from jano_dist.bench.scores import (
     SCORES,
     Warmup,
