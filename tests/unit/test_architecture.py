@@ -52,8 +52,8 @@ ALLOWED = {
         "account", "denoise", "telemetry",
     },
     "bench": {
-        "batch", "config", "degrees", "engine", "geometry", "libraries", "mesh", "models", "observe", "policies",
-        "quality", "report", "runtime", "sampling", "target", "tokens", "video",
+        "batch", "config", "degrees", "engine", "geometry", "libraries", "mesh", "models", "observe",
+        "policies", "quality", "report", "runtime", "sampling", "target", "tokens", "video",
     },
     "run_folder": {"engine", "report", "target", "trace", "video"},
     "__init__": {"config", "engine", "runtime"},
