@@ -112,15 +112,29 @@ def smooth_change(seen: Warmup, block: Shape3) -> Tensor:
 
 
 def change_and_detail(seen: Warmup, block: Shape3) -> Tensor:
-    """`last_change` times the root of how much the estimate of the finished latent varies within a block, and
-    smoothed: what still moves, and where there is something to draw."""
-    clean = seen.clean()[-1].float()
-    latent: Shape3 = tuple(clean.shape[1:])  # type: ignore[assignment]
-    varies = torch.zeros(block_counts(latent, block))
-    for index in every_block(block_counts(latent, block)):
+    """`last_change` times the root of how much the estimate of the finished latent varies within a block,
+    smoothed: what still moves, and where there is something to draw. A policy does not see the latent."""
+    change = block_means(changes(seen.velocities)[-1], block)
+    return smoothed(change * _varies(seen.clean()[-1], block).sqrt())
+
+
+def change_and_gain(seen: Warmup, block: Shape3) -> Tensor:
+    """The same from velocities alone: v = noise - estimate, so the first minus the last is what the estimate
+    has gained since the first step, when it had no detail."""
+    change = block_means(changes(seen.velocities)[-1], block)
+    gained = seen.velocities[0].float() - seen.velocities[-1].float()
+    return smoothed(change * _varies(gained, block).sqrt())
+
+
+def _varies(values: Tensor, block: Shape3) -> Tensor:
+    """The standard deviation within each block, the mean over channels: [C, T, H, W] -> [nt, nh, nw]."""
+    latent: Shape3 = tuple(values.shape[1:])  # type: ignore[assignment]
+    counts = block_counts(latent, block)
+    found = torch.zeros(counts)
+    for index in every_block(counts):
         t, h, w = block_slices(latent, block, index)
-        varies[index] = clean[:, t, h, w].flatten(1).std(dim=1, correction=0).mean()
-    return smoothed(block_means(changes(seen.velocities)[-1], block) * varies.sqrt())
+        found[index] = values[:, t, h, w].float().flatten(1).std(dim=1, correction=0).mean()
+    return found
 
 
 def fft_velocity(seen: Warmup, block: Shape3) -> Tensor:
@@ -163,6 +177,7 @@ SCORES: dict[str, Score] = {
     "smooth change": smooth_change,
     "smooth_spread": lambda seen, block: smooth_spread(seen.velocities, block),
     "change and detail": change_and_detail,
+    "change and gain": change_and_gain,
 }
 
 

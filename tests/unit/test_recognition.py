@@ -13,6 +13,8 @@ from jano_dist.bench.scores import (
     Warmup,
     accuracy,
     bend,
+    change_and_detail,
+    change_and_gain,
     clean_change,
     fft_clean,
     fft_velocity,
@@ -107,6 +109,20 @@ class TestScores:
         assert fft_velocity(still, (2, 4, 4)).item() == pytest.approx(0, abs=1e-6)
         assert fft_velocity(moving, (2, 4, 4)).item() == pytest.approx(9, rel=1e-5)
         assert fft_clean(moving, (2, 4, 4)).item() == 0  # its estimate is the latent, which is zero
+
+    def test_detail(self):
+        """Of a straight path the estimate is its end, and that is all that it has gained."""
+        end, noise = torch.randn(3, *SHAPE), torch.randn(3, *SHAPE)
+        sigmas = torch.tensor([1.0, 0.8, 0.3])
+        latents = torch.stack([(1 - s) * end + s * noise for s in sigmas])
+        paths = torch.stack([noise, noise - 0.5 * end, noise - end])  # of estimates 0, half the end, the end
+        detail = empty_blocks(SHAPE, BLOCK)
+        for index, (t, h, w) in boxes(SHAPE, BLOCK).items():
+            inside = end[:, t][:, :, h][..., w].double().numpy()
+            detail[index] = np.mean([channel.std() for channel in inside])
+        expected = smoothed(means(step_changes(paths)[-1]) * np.sqrt(detail))
+        for score in (change_and_detail, change_and_gain):
+            np.testing.assert_allclose(score(Warmup(paths, latents, sigmas), BLOCK), expected, rtol=1e-4)
 
     def test_smoothed(self):
         scores = torch.rand(3, 4, 2)
