@@ -101,6 +101,18 @@ class TestFigures:
         assert row["gain"]["median"] == pytest.approx(median(gains))
         assert row["rounds"] == 3
 
+    def test_a_round_that_the_base_lacks(self, parts):
+        cut = [each for each in parts if (each["world"], each["side"], each["round"]) != (1, "jano", 2)]
+        retentions = [
+            (4 * full2 / (2 * full2 + 2 * jano2)) / (4 * full / (2 * full + 2 * jano))
+            for full, jano, full2, jano2 in (ROUNDS[1], ROUNDS[3])
+        ]
+        row = of(summarise(cut), 2, "jano")
+        assert row["retention"]["median"] == pytest.approx(median(retentions))
+        assert row["gain"]["highest"] == pytest.approx(
+            max(4 * f / (2 * f + 2 * j) for _, _, f, j in ROUNDS.values())
+        )
+
     def test_base_is_the_fewest_ranks_on_their_fastest_mesh(self, parts):
         two = [each for each in parts if each["world"] == 2]
         four = loops(4, 0.4, 0.1, 1, (2, 2, 1)) + loops(4, 0.3, 0.1, 1, (2, 1, 2))
@@ -220,6 +232,14 @@ class TestFolder:
         (tmp_path / "x").touch()
         with pytest.raises(UserError, match="is not a folder"):
             BenchFolder(tmp_path / "x", {}).begin()
+
+    def test_what_cannot_be_written_leaves_what_was_there(self, tmp_path):
+        folder = BenchFolder(tmp_path, {})
+        folder.begin()
+        folder.keep("a", {"n": 1})
+        with pytest.raises(UnicodeEncodeError):
+            folder.write("parts/a.json", "\ud800")
+        assert folder.parts() == [{"n": 1}]
 
     def test_half_a_part_is_none(self, tmp_path):
         folder = BenchFolder(tmp_path, {})
