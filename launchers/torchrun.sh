@@ -13,7 +13,8 @@
 #   --rdzv-id NAME    the same on all nodes; jano-dist            (or PET_RDZV_ID)
 #   --max-restarts N  how often a gang that fails starts again, 2 (or PET_MAX_RESTARTS)
 #
-# The variables are torchrun's own. What follows these options is given to jano-dist as it is.
+# The variables are torchrun's own. What follows these options is given to jano-dist as it is; it may also be a
+# measurement of these ranks, `bench scaling --out OUT`.
 set -euo pipefail
 
 fail() {
@@ -61,7 +62,8 @@ need_number --max-restarts "$restarts" 0
 [[ -z $rdzv || $rdzv =~ ^.+:[0-9]+$ ]] || fail "--rdzv must be HOST:PORT, not '$rdzv'"
 [[ -n $rdzv || $nodes -eq 1 ]] ||
     fail "--nodes $nodes needs --rdzv HOST:PORT, the same on every node: one of the nodes, and a port free there"
-[[ ${1:-} == generate ]] || fail "what to run must be 'generate', a prompt and options of it, not '${1:-}'"
+[[ ${1:-} == generate || "${1:-} ${2:-}" == "bench scaling" ]] ||
+    fail "what to run must be 'generate', a prompt and options of it, not '${1:-}'"
 for program in torchrun jano-dist; do
     command -v "$program" > /dev/null ||
         fail "$program is not on the PATH: activate the environment that jano-dist is installed in"
@@ -104,8 +106,10 @@ else
 fi
 
 # torchrun would start a command that cannot run again and again: let its sentence be said once, before.
-RANK=0 WORLD_SIZE=$((nodes * nproc)) LOCAL_RANK=0 LOCAL_WORLD_SIZE=$nproc \
-    jano-dist generate --check "${@:2}" > /dev/null
+if [[ $1 == generate ]]; then
+    RANK=0 WORLD_SIZE=$((nodes * nproc)) LOCAL_RANK=0 LOCAL_WORLD_SIZE=$nproc \
+        jano-dist generate --check "${@:2}" > /dev/null
+fi
 
 exec torchrun --nnodes "$nodes" --nproc-per-node "$nproc" --max-restarts "$restarts" "${meeting[@]}" \
     -m jano_dist "$@"

@@ -98,7 +98,7 @@ def launch(where: Launch, arguments: Sequence[str], settings: Config, out: Path)
     with reserve(out):
         pass
     runtime, say = settings.runtime, partial(log().print, soft_wrap=True)
-    with resumable(out), _gang(where, out, runtime) as (gang, ears):
+    with resumable(out), started_gang(where, out, runtime) as (gang, ears):
         run = Run(where.ranks, runtime.recoveries, runtime.stall_seconds, say, ears)
         supervise(gang, without_options(arguments, OPTIONS), run)
         if ears:
@@ -106,7 +106,9 @@ def launch(where: Launch, arguments: Sequence[str], settings: Config, out: Path)
 
 
 @contextmanager
-def _gang(where: Launch, out: Path, runtime: RuntimeConfig) -> Iterator[tuple["Gang", "RayMetrics | None"]]:
+def started_gang(
+    where: Launch, out: Path, runtime: RuntimeConfig
+) -> Iterator[tuple["Gang", "RayMetrics | None"]]:
     """The gang, and where there is Ray what shows it to Prometheus."""
     if where.launcher == "local":
         from jano_dist.launchers.local import LocalGang

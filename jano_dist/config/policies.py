@@ -38,7 +38,7 @@ class JanoPolicyConfig(Frozen):
     """The Jano method; see docs/architecture.md for the words."""
 
     name: Literal["jano"] = "jano"
-    score: Literal["last_change", "published"] = "last_change"
+    score: Literal["last_change", "smooth_spread", "published"] = "last_change"
     block: tuple[_Edge, _Edge, _Edge] = Field((7, 6, 8), description="latent positions in T, H, W")
     temporal_weight: Float = Field(0.7, ge=0, le=1, description="of the published score")
     warmup: Int = Field(6, ge=2)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from jano_dist.policies.base import Policy
-from jano_dist.tokens.complexity import block_scores, enhance, last_change, token_levels
+from jano_dist.tokens.complexity import block_scores, enhance, last_change, smooth_spread, token_levels
 from jano_dist.tokens.grid import Shape3, TokenGrid
 from jano_dist.tokens.schedule import Schedule, StepKind
 
@@ -69,6 +69,7 @@ class JanoPolicy(Policy):
             )
         scores: dict[str, Score] = {
             "last_change": last_change,
+            "smooth_spread": smooth_spread,
             "published": partial(block_scores, temporal_weight=temporal_weight),
         }
         grid = TokenGrid(latent, patch, block)

@@ -1,6 +1,8 @@
 """Index arithmetic between latent positions, tokens (patches) and blocks."""
 
+import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -59,6 +61,12 @@ def block_counts(latent: Shape3, block: Shape3) -> Shape3:
     """Blocks along (T, H, W) that cover a latent; the last ones may be cut off."""
     t, h, w = (math.ceil(size / edge) for size, edge in zip(latent, block, strict=True))
     return t, h, w
+
+
+def every_block(counts: Shape3) -> Iterator[Shape3]:
+    """The indices of all blocks, the last axis fastest."""
+    nt, nh, nw = (range(n) for n in counts)
+    return itertools.product(nt, nh, nw)
 
 
 def block_slices(latent: Shape3, block: Shape3, index: Shape3) -> tuple[slice, slice, slice]:

@@ -54,6 +54,14 @@ class TestTorchrun:
         own = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "OMP_NUM_THREADS": "1"}
         assert call.environment.items() >= (loopback | own).items()
 
+    def test_a_measurement(self, shell):
+        """It has no --check, and nothing but the one call is made."""
+        words = ("bench", "scaling", "--out", "out/a b")
+        done = shell(self.SCRIPT, "--nproc", 2, *words)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert tuple(torchrun.parse_args(shell.only("torchrun").arguments).training_script_args) == words
+        assert shell.calls("jano-dist") == []
+
     def test_several_nodes(self, shell):
         """The first node, which is this one: whatever it is called, it is told to host the meeting."""
         host = "127.0.0.1:29500"

@@ -99,6 +99,32 @@ def last_change(velocities, block):
     return min_max(raw)
 
 
+def smooth_spread(velocities, block):
+    velocities = np.asarray(velocities, dtype=np.float64)
+    latent = velocities.shape[2:]
+    raw = empty_blocks(latent, block)
+    for index, (ts, hs, ws) in boxes(latent, block).items():
+        positions = [(t, h, w) for t in ts for h in hs for w in ws]
+        changes = [math.dist(velocities[-1, :, t, h, w], velocities[-2, :, t, h, w]) for t, h, w in positions]
+        spreads = [np.std(velocities[-1, :, t, h, w]) for t, h, w in positions]
+        raw[index] = np.mean(changes) * math.sqrt(np.mean(spreads))
+    return min_max(smoothed(raw))
+
+
+def smoothed(scores):
+    """A third each: the block, its neighbours in time, those in space; beyond the border it is its own."""
+    found = np.zeros(scores.shape)
+    for index in np.ndindex(scores.shape):
+        near = []
+        for axis, step in [(0, -1), (0, 1), (1, -1), (1, 1), (2, -1), (2, 1)]:
+            there = list(index)
+            there[axis] += step
+            exists = 0 <= there[axis] < scores.shape[axis]
+            near.append(scores[tuple(there) if exists else index])
+        found[index] = (scores[index] + sum(near[:2]) / 2 + sum(near[2:]) / 4) / 3
+    return found
+
+
 def connected(cells):
     """The 8-connected components of a set of cells."""
     cells, components = set(cells), []

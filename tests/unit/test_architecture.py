@@ -53,8 +53,8 @@ ALLOWED = {
         "account", "denoise", "telemetry",
     },
     "bench": {
-        "config", "degrees", "engine", "geometry", "libraries", "mesh", "observe", "policies", "quality",
-        "report", "sampling", "target", "tokens", "video",
+        "batch", "config", "degrees", "engine", "geometry", "libraries", "mesh", "models", "observe",
+        "policies", "quality", "report", "runtime", "sampling", "target", "tokens", "video",
     },
     "run_folder": {"engine", "report", "target", "trace", "video"},
     "__init__": {"config", "engine", "runtime"},

@@ -13,6 +13,7 @@ from jano_dist.tokens.complexity import (
     block_scores,
     enhance,
     last_change,
+    smooth_spread,
     token_levels,
 )
 from jano_dist.tokens.grid import TokenGrid
@@ -121,7 +122,7 @@ def test_equal_blocks_are_all_ones():
 
 
 @pytest.mark.parametrize("steps", [0, 1])
-@pytest.mark.parametrize("score", [block_scores, last_change])
+@pytest.mark.parametrize("score", [block_scores, last_change, smooth_spread])
 def test_a_history_needs_two_steps(score, steps):
     with pytest.raises(
         ValueError, match=r"^a score needs the velocities of at least 2 warm-up steps: raise policy"
@@ -129,7 +130,7 @@ def test_a_history_needs_two_steps(score, steps):
         score(torch.zeros(steps, 2, 2, 4, 4), (2, 2, 2))
 
 
-@pytest.mark.parametrize("score", [block_scores, last_change])
+@pytest.mark.parametrize("score", [block_scores, last_change, smooth_spread])
 def test_scores_are_where_the_velocities_are(score):
     velocities = noise(2, 3, 2, 4, 4)
     with torch.device("meta"):  # where anything made on the default device would be
@@ -170,6 +171,15 @@ def test_velocities_need_not_be_contiguous():
     velocities = noise(6, 3, 5, 4, 7).transpose(3, 4)
     wanted = reference.block_scores(velocities.numpy(), (2, 3, 2))
     close(block_scores(velocities, (2, 3, 2)), wanted, 1e-5)
+
+
+# -- smooth_spread
+
+
+@pytest.mark.parametrize(("latent", "block"), CASES)
+def test_smooth_spread_agrees_with_the_reference(latent, block):
+    velocities = noise(3, 3, *latent)
+    close(smooth_spread(velocities, block), reference.smooth_spread(velocities.numpy(), block), 1e-5)
 
 
 # -- last_change

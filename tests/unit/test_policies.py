@@ -31,6 +31,7 @@ JANO = {
 PUBLISHED = {"score": "published", "block": (2, 2, 2)}
 MAPS = {
     "score": ({}, PUBLISHED),
+    "score of our own": ({}, {"score": "smooth_spread"}),
     "block": ({}, {"block": (2, 2, 1)}),
     "temporal_weight": (PUBLISHED, PUBLISHED | {"temporal_weight": 1.0}),
     "warmup": ({}, {"warmup": 6}),
@@ -66,7 +67,8 @@ def wanted_map(velocities, settings):
     if settings["score"] == "published":
         scores = reference.block_scores(velocities, settings["block"], settings["temporal_weight"])
     else:
-        scores = reference.last_change(velocities, settings["block"])
+        score = {"last_change": reference.last_change, "smooth_spread": reference.smooth_spread}
+        scores = score[settings["score"]](velocities, settings["block"])
     if settings["enhance"]["strength"]:
         scores = reference.enhance(scores, **settings["enhance"])
     thresholds = settings["static_threshold"], settings["moderate_threshold"]
