@@ -148,10 +148,13 @@ class Engine:
         self._denoiser = Denoiser(config, self.model, self.mesh, self.latent_shape)
         self._texts = Texts(self.model.encode)
 
-    def share(self, config: Config) -> "Engine":
+    def share(self, config: Config, *, policies: Callable[..., Policy] | None = None) -> "Engine":
         """An engine of another config on the same ranks, weights and prepared texts.
 
         On several ranks all call it together. The mesh is shared, too, where it would be chosen alike.
+
+        Args:
+            policies: makes its policies; None: as this engine's.
 
         Raises:
             UserError: a config of another model, or one that does not fit.
@@ -159,8 +162,8 @@ class Engine:
         if config.model != self.config.model:
             raise UserError("engines share a model only where all of the config's section model is the same")
         mesh = self.mesh if _mesh_wishes(config) == _mesh_wishes(self.config) else None
-        sampler = self._sampler
-        other = Engine(config, model=self.model, mesh=mesh, policies=self._make_policy, sampler=sampler)
+        sampler, maker = self._sampler, policies or self._make_policy
+        other = Engine(config, model=self.model, mesh=mesh, policies=maker, sampler=sampler)
         other._files, other._texts = self._files, self._texts
         return other
 

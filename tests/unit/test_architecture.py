@@ -51,6 +51,10 @@ ALLOWED = {
         "config", "runtime", "degrees", "mesh", "tokens", "policies", "models", "sampling", "observe",
         "account", "denoise", "telemetry",
     },
+    "bench": {
+        "config", "degrees", "engine", "geometry", "libraries", "mesh", "observe", "policies", "quality",
+        "report", "sampling", "target", "tokens", "video",
+    },
     "run_folder": {"engine", "report", "target", "trace", "video"},
     "__init__": {"config", "engine", "runtime"},
     "__main__": {"cli"},
