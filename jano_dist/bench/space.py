@@ -72,14 +72,13 @@ def spread(every: Sequence[Candidate], predicted: Mapping[str, Prediction]) -> l
     return ordered
 
 
-def prune(
-    every: Sequence[Candidate], predicted: Mapping[str, Prediction], target: Target
-) -> dict[str, str]:
+def prune(every: Sequence[Candidate], predicted: Mapping[str, Prediction], target: Target) -> dict[str, str]:
     """Name -> reason of each candidate that cannot win, as far as predictions tell.
 
-    No gain: it takes all the work. Too slow: its share of the work is above 1 / speed-up. Dominated: another one of its family takes no more
-    work and its predicted error is lower by 1 dB and more; or takes the same work, and its error is no higher.
-    Errors of different families are not compared, since each leaves out something else.
+    No gain: it takes all the work. Too slow: its share of the work is above 1 / speed-up. Dominated: another
+    one of its family takes less work and its predicted error is lower by 1 dB and more; or takes the same work,
+    and its error is no higher. Errors of different families are not compared, since each leaves out something
+    else.
     """
     reasons = {
         name: "saves nothing" for name, prediction in predicted.items() if prediction.work >= 1 - _ALIKE
@@ -169,9 +168,7 @@ def _fewer_steps(base: Config) -> Iterator[Candidate]:
         yield Candidate(f"{FEWER}, {count}", FEWER, changes, control=True)
 
 
-def _changes(
-    base: Config, name: str, section: type[BaseModel], row: Mapping[str, Any]
-) -> dict[str, Any]:
+def _changes(base: Config, name: str, section: type[BaseModel], row: Mapping[str, Any]) -> dict[str, Any]:
     """A row of settings, and a warm-up that leaves something in between where there are few steps."""
     changes = {"policy.name": name, **{f"policy.{key}": value for key, value in row.items()}}
     own = base.policy if base.policy.name == name else None

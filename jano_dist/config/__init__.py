@@ -1,6 +1,13 @@
 """Configuration: what can be set, how it is read, and what is said of a setting that does not fit."""
 
-from jano_dist.config.load import change_config, change_sampling, config_names, load_config, parse_overrides
+from jano_dist.config.load import (
+    change_config,
+    change_sampling,
+    config_names,
+    load_config,
+    parse_overrides,
+    preset_names,
+)
 from jano_dist.config.settings import (
     CacheConfig,
     Config,
@@ -34,4 +41,5 @@ __all__ = [
     "config_names",
     "load_config",
     "parse_overrides",
+    "preset_names",
 ]

@@ -22,6 +22,16 @@ def config_names() -> list[str]:
     return sorted({path.stem for folder in _CONFIG_FOLDERS for path in folder.glob("*.yaml")})
 
 
+def preset_names(name: str | Path) -> list[str]:
+    """The presets of a config, by name or path.
+
+    Raises:
+        UserError: see `load_config`.
+    """
+    presets = _read(_find(name)).get("presets")
+    return [str(row) for row in presets] if isinstance(presets, dict) else []
+
+
 def load_config(
     name: str | Path,
     *,

@@ -176,7 +176,7 @@ class TestHalving:
         assert search.best_control(world.log) == "fewer 0"
 
     def test_a_second_chance(self):
-        """Two prompts promise too much: those that stay fail on the others, and a safer one is fetched back."""
+        """Two prompts promise too much: those that stay fail on the others; a safer one comes back."""
         world = World(front(20), [-12, 0, -12, 0, 4, 0, 4, 0, 4, 0, 4, 0, 4, 0, 4, 0])
         # For choosing: -12 twice, then 4 six times; none but good 0..4 reach 42 dB in the mean of 0.
         search = world.run(Target(psnr=42))
@@ -211,7 +211,9 @@ class TestGoingOn:
     def test_where_time_ends_early_all_are_known_a_little(self):
         world = World(front(5), [0.0] * 8)
         world.run(Target(psnr=35), most=11)
-        assert [task.prompt for task in world.asked] == [0] * 11  # the full run and all 10 on the first prompt
+        assert [task.prompt for task in world.asked] == [
+            0
+        ] * 11  # the full run and all 10 on the first prompt
 
     def test_a_choice_from_what_there_is(self):
         world = World(front(20), [0.0] * 8)
