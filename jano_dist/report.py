@@ -24,6 +24,7 @@ KINDS = {
     "refresh": BLUE,
     "moderate": YELLOW,
     "active": VERMILLION,
+    "chosen": VERMILLION,
     "skip": "#DDDDDD",
 }
 

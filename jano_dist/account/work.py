@@ -11,7 +11,7 @@ from jano_dist.account.memory import (
     shard_rows,
     token_count,
 )
-from jano_dist.config import Config, JanoPolicyConfig
+from jano_dist.config import Config, JanoPolicyConfig, UniformPolicyConfig
 from jano_dist.degrees import Degrees
 from jano_dist.errors import UserError
 from jano_dist.models.base import Geometry
@@ -81,6 +81,7 @@ def steps_of(
         StepKind.REFRESH: tokens,
         StepKind.MODERATE: round(tokens * (active + moderate)),
         StepKind.ACTIVE: round(tokens * active),
+        StepKind.SKIP: 0,
     }
     counts = _kinds(config)
     return [
@@ -94,6 +95,8 @@ def step_work(
     sizes: ModelSizes, config: Config, degrees: Degrees, kind: StepKind, rows: int, steps: int = 1
 ) -> StepWork:
     """A step of a kind that computes `rows` tokens."""
+    if kind is StepKind.SKIP:
+        return StepWork(kind.value, steps, tokens=0, flops=0, rank_flops=0, sent=Sent(0, 0, 0, 0))
     geometry, text = sizes.geometry, config.model.max_sequence_length
     tokens = token_count(geometry, config)
     own, with_kv = own_rows(rows, degrees), own_rows(kv_rows(config, rows, tokens), degrees)
@@ -147,7 +150,11 @@ def sent_bytes(sizes: ModelSizes, config: Config, degrees: Degrees, rows: int, *
 def _kinds(config: Config) -> Counter[StepKind]:
     """How many steps of each kind the policy takes."""
     policy, steps = config.policy, config.sampling.steps
-    if not isinstance(policy, JanoPolicyConfig):
+    if isinstance(policy, UniformPolicyConfig):
+        middle = max(steps - policy.warmup - policy.cooldown, 0)
+        skipped = middle - middle // policy.interval
+        return Counter({StepKind.FULL: steps - skipped, StepKind.SKIP: skipped})
+    if not isinstance(policy, JanoPolicyConfig):  # a forecast decides as it goes: at most so many
         return Counter({StepKind.FULL: steps})
     try:
         schedule = Schedule(
@@ -156,5 +163,5 @@ def _kinds(config: Config) -> Counter[StepKind]:
     except ValueError as error:
         raise UserError(str(error)) from error
     kinds = Counter(schedule.kind(step) for step in range(steps))
-    assert caches_anything(config) or set(kinds) == {StepKind.FULL}
+    assert caches_anything(config) or set(kinds) <= {StepKind.FULL, StepKind.SKIP}
     return kinds

@@ -3,12 +3,12 @@
 The engine and the account check it all again, for programs that call them and for models that are not here.
 """
 
-from jano_dist.config import Config, JanoPolicyConfig
+from jano_dist.config import Config, FullPolicyConfig
 from jano_dist.degrees import choose_degrees
 from jano_dist.errors import UserError, count
 from jano_dist.geometry import quick_geometry
 from jano_dist.sampling.guidance import guidance_on
-from jano_dist.tokens.schedule import Schedule
+from jano_dist.tokens.schedule import check_middle
 
 
 def check_numbers(config: Config, *, ranks: int) -> None:
@@ -26,17 +26,11 @@ def check_numbers(config: Config, *, ranks: int) -> None:
 
 
 def _check_steps(config: Config) -> None:
-    policy = config.policy
-    if not isinstance(policy, JanoPolicyConfig):
+    policy, steps = config.policy, config.sampling.steps
+    if isinstance(policy, FullPolicyConfig) or policy.warmup == steps:
         return
     try:
-        Schedule(
-            config.sampling.steps,
-            policy.warmup,
-            policy.cooldown,
-            policy.static_interval,
-            policy.moderate_interval,
-        )
+        check_middle(steps, policy.warmup, policy.cooldown)
     except ValueError as error:
         raise UserError(str(error)) from error
 

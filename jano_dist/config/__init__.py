@@ -9,9 +9,11 @@ from jano_dist.config.load import (
     preset_names,
 )
 from jano_dist.config.settings import (
+    POLICIES,
     CacheConfig,
     Config,
     EnhanceConfig,
+    ForecastPolicyConfig,
     FullPolicyConfig,
     JanoPolicyConfig,
     MeshConfig,
@@ -19,14 +21,17 @@ from jano_dist.config.settings import (
     RuntimeConfig,
     SamplingConfig,
     SnapshotConfig,
+    UniformPolicyConfig,
     VideoConfig,
     check_prompt,
 )
 
 __all__ = [
+    "POLICIES",
     "CacheConfig",
     "Config",
     "EnhanceConfig",
+    "ForecastPolicyConfig",
     "FullPolicyConfig",
     "JanoPolicyConfig",
     "MeshConfig",
@@ -34,6 +39,7 @@ __all__ = [
     "RuntimeConfig",
     "SamplingConfig",
     "SnapshotConfig",
+    "UniformPolicyConfig",
     "VideoConfig",
     "change_config",
     "change_sampling",

@@ -89,6 +89,13 @@ class EnhanceConfig(_Frozen):
 
 
 _Edge = Annotated[_Int, Field(ge=1)]
+_Velocity = Annotated[
+    Literal["hold", "forecast"],
+    Field(
+        description="of tokens that a step does not compute: held, or on the line through their last two "
+        "where that was better last time"
+    ),
+]
 
 
 class JanoPolicyConfig(_Frozen):
@@ -105,6 +112,7 @@ class JanoPolicyConfig(_Frozen):
     moderate_threshold: _Float = Field(0.4, ge=0, le=1)
     moderate_interval: _Int = Field(4, ge=1)
     enhance: EnhanceConfig = EnhanceConfig()
+    velocity: _Velocity = "hold"
 
     @model_validator(mode="after")
     def _in_order(self) -> "JanoPolicyConfig":
@@ -116,8 +124,36 @@ class JanoPolicyConfig(_Frozen):
         return self
 
 
-PolicyConfig = Annotated[FullPolicyConfig | JanoPolicyConfig, Field(discriminator="name")]
-POLICIES: dict[str, type[BaseModel]] = {"full": FullPolicyConfig, "jano": JanoPolicyConfig}
+class ForecastPolicyConfig(_Frozen):
+    """All tokens of a step or none; the observed error of forecasts decides when to compute."""
+
+    name: Literal["forecast"] = "forecast"
+    warmup: _Int = Field(6, ge=1)
+    cooldown: _Int = Field(2, ge=0)
+    tau: _Float = Field(0.12, ge=0, description="relative error that a forecast velocity may have")
+    max_interval: _Int = Field(3, ge=1, description="steps from a computed one to the next, at most")
+
+
+class UniformPolicyConfig(_Frozen):
+    """All tokens in every n-th step, none in the others: a control."""
+
+    name: Literal["uniform"] = "uniform"
+    warmup: _Int = Field(6, ge=1)
+    cooldown: _Int = Field(2, ge=0)
+    interval: _Int = Field(2, ge=1)
+    velocity: _Velocity = "hold"
+
+
+PolicyConfig = Annotated[
+    FullPolicyConfig | JanoPolicyConfig | ForecastPolicyConfig | UniformPolicyConfig,
+    Field(discriminator="name"),
+]
+POLICIES: dict[str, type[BaseModel]] = {
+    "full": FullPolicyConfig,
+    "jano": JanoPolicyConfig,
+    "forecast": ForecastPolicyConfig,
+    "uniform": UniformPolicyConfig,
+}
 
 
 class MeshConfig(_Frozen):

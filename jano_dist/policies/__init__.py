@@ -4,8 +4,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from jano_dist.policies.base import Policy
+from jano_dist.policies.forecast import ForecastPolicy
 from jano_dist.policies.full import FullPolicy
 from jano_dist.policies.jano import JanoPolicy
+from jano_dist.policies.uniform import UniformPolicy
 from jano_dist.tokens.grid import Shape3
 
 __all__ = ["Policy", "make_policy"]
@@ -23,6 +25,11 @@ def make_policy(settings: Mapping[str, Any], *, steps: int, latent: Shape3, patc
         ValueError: settings that do not fit the video or the number of steps.
         KeyError: an unknown name.
     """
-    builders: dict[str, Callable[..., Policy]] = {"full": FullPolicy.build, "jano": JanoPolicy.build}
+    builders: dict[str, Callable[..., Policy]] = {
+        "full": FullPolicy.build,
+        "jano": JanoPolicy.build,
+        "forecast": ForecastPolicy.build,
+        "uniform": UniformPolicy.build,
+    }
     options = {key: value for key, value in settings.items() if key != "name"}
     return builders[settings["name"]](steps=steps, latent=latent, patch=patch, **options)

@@ -20,7 +20,7 @@ def test_a_short_run_by_hand():
 
 
 def test_kinds_are_their_names():
-    assert [str(kind) for kind in StepKind] == ["full", "refresh", "moderate", "active"]
+    assert [str(kind) for kind in StepKind] == ["full", "refresh", "moderate", "active", "chosen", "skip"]
 
 
 @pytest.mark.parametrize(
