@@ -37,8 +37,9 @@ def replay(policy: Policy, velocities: Tensor, sigmas: Tensor, patch: Shape3) ->
     """
     steps, latent = velocities.shape[0], velocities.shape[2:]
     first = to_rows(velocities[0], patch)
-    rows = VelocityRows(*first.shape, torch.float32, first.device, forecasts=policy.forecasts)
-    plan, drift, path = TokenPlan.natural(len(first)), torch.zeros_like(first), torch.zeros_like(first)
+    tokens, width = first.shape
+    rows = VelocityRows(tokens, width, torch.float32, first.device, forecasts=policy.forecasts)
+    plan, drift, path = TokenPlan.natural(tokens), torch.zeros_like(first), torch.zeros_like(first)
     computed = 0
     for step in range(steps):
         true, sigma = to_rows(velocities[step], patch), float(sigmas[step])
@@ -55,7 +56,7 @@ def replay(policy: Policy, velocities: Tensor, sigmas: Tensor, patch: Shape3) ->
         drift += (sigmas[step + 1] - sigmas[step]) * (taken - true)
         path += (sigmas[step + 1] - sigmas[step]) * true
     error = float(drift.norm() / path.norm())
-    return Prediction(computed / (steps * len(first)), 20 * math.log10(max(error, 1e-10)))
+    return Prediction(computed / (steps * tokens), 20 * math.log10(max(error, 1e-10)))
 
 
 def predict(
@@ -75,7 +76,8 @@ def predict(
     Raises:
         ValueError: settings that do not fit the video or the steps.
     """
-    latent: Shape3 = tuple(runs[0].shape[2:])
+    t, h, w = runs[0].shape[2:]
+    latent: Shape3 = (t, h, w)
     policies = [make_policy(settings, steps=steps, latent=latent, patch=patch) for _ in runs]
     whole = len(sigmas) - 1
     if steps != whole:  # other noise levels: nothing is stored of what happens there

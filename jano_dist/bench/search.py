@@ -13,7 +13,7 @@ from statistics import fmean, median, stdev
 from typing import Literal
 
 FULL = "full"  # the name of the run that all others are compared with
-IDENTICAL = 100.0  # dB that equal frames count as: they have no finite PSNR, and means need one
+CEILING = 60.0  # dB: more counts as this, equal frames too; else one prompt would make up for bad ones
 _CONTROLS_KEPT = 2  # of each family of controls, in every rung
 _FIRST_RUNG = 2  # prompts
 _FEW = 4  # prompts below which none is held out
@@ -57,7 +57,7 @@ class Measured:
 
     Attributes:
         seconds: of denoising. work: counted FLOPs over the full run's.
-        psnr: dB against the full run of the same prompt, at most `IDENTICAL`.
+        psnr: dB against the full run of the same prompt, at most `CEILING`.
         cost: seconds that the measurement took of the budget.
     """
 

@@ -15,6 +15,7 @@ from jano_dist.errors import UserError
 MOST = 60  # candidates
 FEWER = "fewer steps"
 _SHARES = (0.85, 0.75, 0.67, 0.6, 0.5, 0.44, 0.4, 0.33, 0.25)  # of the steps, of the control
+AS_IS = "as configured"  # the config's own policy, which is always tried
 _CONTROLS = (FEWER, "uniform")  # families
 _MARGIN = 1.0  # dB by which a prediction must be worse before it counts
 _ALIKE = 0.005  # of the full run's work: less is no difference
@@ -76,9 +77,9 @@ def prune(every: Sequence[Candidate], predicted: Mapping[str, Prediction], targe
     """Name -> reason of each candidate that cannot win, as far as predictions tell.
 
     No gain: it takes all the work. Too slow: its share of the work is above 1 / speed-up. Dominated: another
-    one of its family takes less work and its predicted error is lower by 1 dB and more; or takes the same work,
-    and its error is no higher. Errors of different families are not compared, since each leaves out something
-    else.
+    one of its family takes less work and its predicted error is lower by 1 dB and more; or takes the same
+    work, and its error is no higher. Errors of different families are not compared, since each leaves out
+    something else.
     """
     reasons = {
         name: "saves nothing" for name, prediction in predicted.items() if prediction.work >= 1 - _ALIKE
@@ -97,6 +98,7 @@ def prune(every: Sequence[Candidate], predicted: Mapping[str, Prediction], targe
                 continue
             if _dominated(predicted.get(each.name), predicted.get(other.name), every.index(other) < place):
                 reasons[each.name] = f"{other.name} is foretold to be better for no more work"
+    reasons.pop(AS_IS, None)  # users want to know how theirs stands
     return reasons
 
 
@@ -147,7 +149,7 @@ def _from_the_middle(count: int) -> list[int]:
 def _all(base: Config, presets: Sequence[Case]) -> Iterator[Candidate]:
     own = base.policy.name
     if own != FULL:
-        yield Candidate("as configured", own, {"policy.name": own}, own in _CONTROLS)
+        yield Candidate(AS_IS, own, {"policy.name": own}, own in _CONTROLS)
     for case in presets:
         name = str(case.changes["policy.name"])
         yield Candidate(case.name, name, case.changes, name in _CONTROLS)

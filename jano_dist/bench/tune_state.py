@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from jano_dist.bench.search import FULL, IDENTICAL, Candidate, Measured
+from jano_dist.bench.search import CEILING, FULL, Candidate, Measured
 from jano_dist.bench.space import Prediction
 from jano_dist.errors import UserError
 
@@ -39,9 +39,9 @@ class Run:
         """As the search sees it; wall time is that of encoding, denoising and decoding."""
         seconds = float(self.outcome["seconds"]["whole"])
         if self.name == FULL:
-            return Measured(seconds, 1.0, IDENTICAL, self.cost)
+            return Measured(seconds, 1.0, CEILING, self.cost)
         psnr = self.outcome["quality"]["psnr"]
-        decibels = IDENTICAL if psnr == "identical" else min(float(psnr), IDENTICAL)
+        decibels = CEILING if psnr == "identical" else min(float(psnr), CEILING)
         return Measured(seconds, float(self.outcome["work"]), decibels, self.cost)
 
 

@@ -31,10 +31,10 @@ def verdict(search: Search, state: TuneState, *, out_of_time: bool) -> dict[str,
     rows = {name: _rows(search, state, name) for name in names}
     return {
         "best": best,
-        "reached": bool(best) and search.reaches(log, best),
+        "reached": best is not None and search.reaches(log, best),
         "held_out_reached": _held_reaches(search, state, best) if best else None,
         "best_control": control,
-        "control_is_best": bool(best) and search.candidates[best].control,
+        "control_is_best": best is not None and search.candidates[best].control,
         "out_of_time": out_of_time,
         "target": asdict(search.target),
         "standings": rows,
@@ -116,10 +116,8 @@ def _figures(standing: Standing) -> str:
 
 def _about_held_out(result: dict[str, Any], search: Search, state: TuneState, best: str) -> str:
     if not search.held:
-        tuning = count(len(search.tuning), "prompt")
-        return (
-            f"There was only {tuning}, so none was held out, and other prompts may do worse: give 4 or more."
-        )
+        few = count(len(search.tuning), "prompt")
+        return f"Of {few} none was held out, so other prompts may do worse: give 4 or more to know."
     held = search.standing(state.log(), best, held=True)
     if held is None:
         return "No time was left for the prompts held out, so others may do worse."

@@ -12,7 +12,7 @@ import typer
 
 from jano_dist.batch import read_plan
 from jano_dist.bench.cases import Case, preset_case
-from jano_dist.bench.search import Candidate, Speed, Target, divide, rungs
+from jano_dist.bench.search import CEILING, Candidate, Speed, Target, divide, rungs
 from jano_dist.bench.space import candidates
 from jano_dist.bench.tune_state import TuneFolder, TuneState, facts_of, write_whole
 from jano_dist.bench.tuning import Tuning
@@ -211,8 +211,10 @@ def _target(psnr: float | None, speedup: float | None, by: Speed, minutes: float
     if (psnr is None) == (speedup is None):
         what = "neither was given" if psnr is None else "both were given"
         raise UserError(f"tune needs either --psnr or --speedup as its target, and {what}: give one of them")
-    if psnr is not None and not 0 < psnr < 100:
-        raise UserError(f"--psnr {psnr:g} is no PSNR to aim at: give dB between 0 and 100, such as 40")
+    if psnr is not None and not 0 < psnr < CEILING:
+        raise UserError(
+            f"--psnr {psnr:g} is no PSNR to aim at: give dB between 0 and {CEILING:g}, such as 40"
+        )
     if speedup is not None and not (1 < speedup < math.inf):
         raise UserError(f"--speedup {speedup:g} is none: give a number above 1, such as 2")
     if minutes is not None and not (0 < minutes < math.inf):

@@ -31,7 +31,7 @@ class TuneBar:
             disable=not console.is_terminal,
         )  # fmt: skip
         self._task = self._progress.add_task("load", total=None, left="")
-        self._phase = "load"
+        self._noted: set[str] = set()
 
     def __enter__(self) -> "TuneBar":
         self._progress.start()
@@ -61,7 +61,9 @@ class TuneBar:
             self.say("load")
 
     def note(self, sentence: str) -> None:
-        print(f"jano-dist: note: {sentence}", file=sys.stderr)
+        if sentence not in self._noted:  # every run of a prompt would say it again
+            self._noted.add(sentence)
+            print(f"jano-dist: note: {sentence}", file=sys.stderr)
 
     def step(self, record: "StepRecord", steps: int) -> None:
         self._progress.update(self._task, completed=record.index + 1, total=steps)

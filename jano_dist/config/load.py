@@ -23,10 +23,10 @@ def config_names() -> list[str]:
 
 
 def preset_names(name: str | Path) -> list[str]:
-    """The presets of a config, by name or path.
+    """The rows of a config's `presets`.
 
     Raises:
-        UserError: see `load_config`.
+        UserError: there is no such config, or it cannot be read.
     """
     presets = _read(_find(name)).get("presets")
     return [str(row) for row in presets] if isinstance(presets, dict) else []

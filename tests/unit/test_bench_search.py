@@ -6,8 +6,8 @@ import random
 import pytest
 
 from jano_dist.bench.search import (
+    CEILING,
     FULL,
-    IDENTICAL,
     Candidate,
     Measured,
     Search,
@@ -33,7 +33,7 @@ class World:
     def measure(self, task):
         assert (task.name, task.prompt) not in self.log, "measured twice"
         self.asked.append(task)
-        speed, psnr = (1.0, IDENTICAL) if task.name == FULL else self.table[task.name]
+        speed, psnr = (1.0, CEILING) if task.name == FULL else self.table[task.name]
         seconds = FULL_SECONDS / speed
         return Measured(seconds, 1 / speed, psnr - self.hardness[task.prompt], cost=seconds)
 
@@ -72,9 +72,9 @@ class TestDivide:
 class TestStanding:
     def test_figures(self):
         log = {
-            (FULL, 0): Measured(10, 1, IDENTICAL, 10),
-            (FULL, 1): Measured(14, 1, IDENTICAL, 14),
-            (FULL, 2): Measured(99, 1, IDENTICAL, 99),  # the candidate was not measured on it
+            (FULL, 0): Measured(10, 1, CEILING, 10),
+            (FULL, 1): Measured(14, 1, CEILING, 14),
+            (FULL, 2): Measured(99, 1, CEILING, 99),  # the candidate was not measured on it
             ("a", 0): Measured(5, 0.5, 30, 5),
             ("a", 1): Measured(7, 0.3, 40, 7),
         }
