@@ -199,7 +199,7 @@ class TestGoingOn:
 
     def test_another_tuning(self, call):
         call(front(13), Target(psnr=35), most=7)
-        with pytest.raises(UserError, match="another tuning [(]the list of prompts is not the same"):
+        with pytest.raises(UserError, match=r"another tuning \(the list of prompts is not the same"):
             call(front(13), Target(psnr=35), prompts=6)
         with pytest.raises(UserError, match="the list of candidates"):
             call(front(12), Target(psnr=35))
