@@ -33,9 +33,6 @@ def test_nproc(jano_dist, cli, arguments, tmp_path):
     assert "none was held out" in ended.out
     content, runs = read(tmp_path)
     assert content["where"]["mesh"] == {"cfg": 2, "kv": 1, "ulysses": 1, "world": 2}
-    again = finish(jano_dist(*arguments("--speedup", 2.2, "--nproc", 2)))
-    assert again.code == 0
-    assert read(tmp_path)[0]["runs"] == content["runs"]
     (tmp_path / "out").rename(tmp_path / "two")
     assert cli(*arguments("--speedup", 2.2)).code == 0
     alone, others = read(tmp_path)
