@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -91,43 +91,18 @@ def launch(where: Launch, arguments: Sequence[str], settings: Config, out: Path)
     Raises:
         UserError, RunError: why the ranks failed.
     """
-    with reserve(out):
-        pass
-
-    def finished(ears: "RayMetrics") -> None:
-        ears.video(json.loads((out / "run.json").read_text(encoding="utf-8")))
-
-    with resumable(out):
-        start_ranks(where, arguments, settings.runtime, out, finished=finished)
-
-
-def start_ranks(
-    where: Launch,
-    arguments: Sequence[str],
-    runtime: RuntimeConfig,
-    out: Path,
-    *,
-    finished: Callable[["RayMetrics"], object] = lambda ears: None,
-) -> None:
-    """A command line on several ranks, until they end.
-
-    Args:
-        out: the folder that they write to, which gets the logs of ranks of other machines.
-        finished: is called, where there is Ray, with what shows the ranks to Prometheus.
-
-    Raises:
-        UserError, RunError: why the ranks failed.
-    """
     quiet_libraries()  # in the ranks, too
     with ending_at_once():
         from jano_dist.launchers.supervisor import Run, supervise
 
-    say = partial(log().print, soft_wrap=True)
-    with _gang(where, out, runtime) as (gang, ears):
+    with reserve(out):
+        pass
+    runtime, say = settings.runtime, partial(log().print, soft_wrap=True)
+    with resumable(out), _gang(where, out, runtime) as (gang, ears):
         run = Run(where.ranks, runtime.recoveries, runtime.stall_seconds, say, ears)
         supervise(gang, without_options(arguments, OPTIONS), run)
         if ears:
-            finished(ears)
+            ears.video(json.loads((out / "run.json").read_text(encoding="utf-8")))
 
 
 @contextmanager
