@@ -1,7 +1,7 @@
 """Policies around policies: one whose map is shuffled, and one that keeps the velocities it sees."""
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -12,23 +12,32 @@ from jano_dist.tokens.grid import Shape3, TokenGrid, expand_blocks
 from jano_dist.tokens.schedule import StepKind
 
 
-class _Around:
+class _Around(Policy):
     """Policy: an inner one, asked for everything."""
 
     def __init__(self, inner: Policy) -> None:
-        self._inner = inner
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
+        self._inner, self.forecasts = inner, inner.forecasts
 
     def decide(self, step: int) -> StepKind:
         return self._inner.decide(step)
 
+    def choose(self, step: int) -> Tensor:
+        return self._inner.choose(step)
+
     def observe(self, step: int, velocity: Tensor) -> Tensor | None:
         return self._inner.observe(step, velocity)
 
+    def learn(self, step: int, error: float) -> None:
+        self._inner.learn(step, error)
+
     def starts_afresh(self, step: int) -> bool:
         return self._inner.starts_afresh(step)
+
+    def memory(self) -> dict[str, Any]:
+        return self._inner.memory()
+
+    def recall(self, memory: Mapping[str, Any]) -> None:
+        self._inner.recall(memory)
 
 
 class Rearranged(_Around):
