@@ -181,7 +181,7 @@ def compare(a: Frames, b: Frames) -> dict[str, Any]:
 
 
 def _unit(frame: Frames) -> npt.NDArray[np.float32]:
-    return frame.astype(np.float32) / 255
+    return np.divide(frame, 255, dtype=np.float32)
 
 
 def _unit_nchw(frame: Frames) -> torch.Tensor:

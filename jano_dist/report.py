@@ -12,6 +12,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, MaxNLocator
+from PIL import Image
 
 # Okabe and Ito's colours, told apart by colour-blind readers too.
 BLUE, YELLOW, VERMILLION = "#0072B2", "#F0E442", "#D55E00"
@@ -114,6 +115,15 @@ def tint(frame: npt.NDArray[np.uint8], levels: npt.NDArray[np.uint8]) -> npt.NDA
     grey = (frame @ np.array([0.299, 0.587, 0.114]))[..., None]  # [H, W, 1]
     blend: npt.NDArray[np.float64] = (1 - OVERLAY_ALPHA) * grey + OVERLAY_ALPHA * colours
     return blend.round().astype(np.uint8)
+
+
+def level_strip(path: Path, levels: npt.NDArray[np.uint8]) -> None:
+    """Write a complexity map [Tt, Th, Tw] as PNG to lay over a video: a pixel per token, the latent frames
+    one below the other, in the colours of the levels, translucent."""
+    palette = np.zeros((max(LEVELS) + 1, 4), np.uint8)
+    for level, (_, colour) in LEVELS.items():
+        palette[level] = [*bytes.fromhex(colour[1:]), round(255 * OVERLAY_ALPHA)]
+    Image.fromarray(palette[levels.reshape(-1, levels.shape[2])]).save(path)
 
 
 def _borders(levels: npt.NDArray[np.uint8], height: int, width: int) -> LineCollection:

@@ -45,8 +45,26 @@ class Case:
     def matched(self, base: Config, work: float) -> "Case":
         """This case in as many steps as take the share `work` of the full run, fewer than all."""
         steps = base.sampling.steps
-        fewer = min(max(1, round(steps * work)), max(1, steps - 1))
-        return Case(self.name, {**self.changes, "policy.name": "full", "sampling.steps": fewer})
+        return self.in_steps(min(max(1, round(steps * work)), max(1, steps - 1)))
+
+    def in_steps(self, steps: int) -> "Case":
+        """This case computed in full, in so many steps."""
+        return Case(self.name, {**self.changes, "policy.name": "full", "sampling.steps": steps})
+
+    @property
+    def family(self) -> str:
+        """What cases that differ in one setting have in common."""
+        policy = str(self.changes.get("policy.name", ""))
+        if self.like is not None or (policy == "full" and "sampling.steps" in self.changes):
+            return "fewer steps"
+        if self.rearrange:
+            return f"{policy or 'the policy'}, random map"
+        if policy == "full":
+            return "floor"
+        velocity = {"hold": ", held", "forecast": ", extrapolated"}.get(
+            self.changes.get("policy.velocity", ""), ""
+        )
+        return f"{policy or 'other settings'}{velocity}"
 
 
 def full_config(base: Config) -> Config:

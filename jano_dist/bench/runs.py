@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from jano_dist.bench.cases import Case, full_config
+from jano_dist.bench.outcome import Outcome as Outcome
 from jano_dist.bench.stand_ins import random_maps, recording
 from jano_dist.config import Config
 from jano_dist.engine import Engine, Generation
@@ -46,62 +47,6 @@ class Full:
     flops: int
     session: str
     velocities: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """One run compared with the full one of the same prompt and seed.
-
-    Attributes:
-        case, prompt, seed: of which it is.
-        config: of the run, as JSON.
-        seconds: `denoise`, and `whole` (encode, denoise and decode).
-        full_seconds: the full run's; None where another process made that: it may have been slower or faster.
-        work: counted FLOPs over the full run's.
-        kinds: of every step. tokens: shares of the tokens that steps computed.
-        levels: share of the tokens at each level.
-        quality: name -> value, of the frames before they are encoded; None where it could not be computed.
-            `psnr` is `inf` for equal frames.
-    """
-
-    case: str
-    prompt: str
-    seed: int
-    config: dict[str, Any]
-    seconds: dict[str, float]
-    full_seconds: dict[str, float] | None
-    work: float
-    kinds: list[str]
-    tokens: list[float]
-    levels: dict[str, float]
-    quality: dict[str, float | None]
-
-    @property
-    def psnr(self) -> float:
-        """In dB, `inf` for equal frames."""
-        value = self.quality["psnr"]
-        assert value is not None
-        return value
-
-    @property
-    def speedup(self) -> dict[str, float] | None:
-        """The full run's seconds over these, `denoise` and `whole`; None where they cannot be compared."""
-        if self.full_seconds is None:
-            return None
-        return {name: self.full_seconds[name] / seconds for name, seconds in self.seconds.items()}
-
-    def to_json(self) -> dict[str, Any]:
-        """As it is written; JSON has no infinity, so equal frames have the `psnr` "identical"."""
-        psnr = self.quality.get("psnr")
-        quality = {**self.quality, "psnr": "identical" if psnr == math.inf else psnr}
-        return {**vars(self), "quality": quality}
-
-    @classmethod
-    def from_json(cls, row: Mapping[str, Any]) -> "Outcome":
-        """What `to_json` gave."""
-        psnr = row["quality"]["psnr"]
-        quality = {**row["quality"], "psnr": math.inf if psnr == "identical" else psnr}
-        return cls(**{**row, "quality": quality})
 
 
 def only_psnr(full: Frames, case: Frames) -> dict[str, float | None]:

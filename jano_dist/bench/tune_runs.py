@@ -8,13 +8,17 @@ import torch
 
 from jano_dist import observe
 from jano_dist.bench.cases import Case
+from jano_dist.bench.quality import Listener
+from jano_dist.bench.ran import ran
 from jano_dist.bench.replay import predict
 from jano_dist.bench.runs import Outcome, Runs
 from jano_dist.bench.search import Candidate
 from jano_dist.bench.space import Prediction
+from jano_dist.bench.tune_page import Kept, make_page
 from jano_dist.config import Config
 from jano_dist.errors import NotFinite, UserError
 from jano_dist.observe import Observer
+from jano_dist.quality import measures
 
 _FAILED = 0.0  # dB of a run whose latents did not stay finite
 
@@ -44,6 +48,7 @@ class TuneRuns:
         **shared: Any,
     ) -> None:
         self._config, self._prompts, self._first = config, list(prompts), list(first)
+        self._folder, self._observer = folder, observer
         self._watched = Runs(config, folder=folder, velocities=True, observer=observer, **shared)
         base = self._watched.base
         self._plain = Runs(config, folder=folder, observer=observer, model=base.model, mesh=base.mesh)
@@ -102,6 +107,33 @@ class TuneRuns:
             except (ValueError, UserError) as error:
                 misfits[candidate.name] = str(error)
         return predictions, misfits
+
+    def show(
+        self,
+        candidates: Sequence[Candidate],
+        prompts: Sequence[int],
+        path: Path,
+        arguments: Sequence[str],
+        listener: Listener,
+    ) -> None:
+        """Make the page of some candidates on some prompts. On several ranks all call it together.
+
+        Args:
+            path: of its folder. arguments: of `jano-dist`, for the page.
+        """
+        base = self._watched.base
+        runs = Kept(
+            self._config,
+            folder=self._folder,
+            velocities=prompts[0] in self._first,
+            judge=measures,
+            observer=self._observer,
+            model=base.model,
+            mesh=base.mesh,
+        )
+        cases = [Case(each.name, each.changes) for each in candidates]
+        facts = ran(arguments, base.model.device, self.mesh.world)
+        make_page(runs, cases, [self._prompts[prompt] for prompt in prompts], path, facts, listener)
 
     def _runs(self, prompt: int) -> Runs:
         return self._watched if prompt in self._first else self._plain

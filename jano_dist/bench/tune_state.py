@@ -14,6 +14,7 @@ from jano_dist.errors import UserError
 
 _FORMAT = 1
 _NAME = "tune.json"
+_EARLY = {"full", "logs", f"{_NAME}.unfinished"}
 _FACTS = ("config", "prompts", "candidates")  # of which a tuning is, and that must stay as they are
 _CONFIG = ("model", "video", "sampling", "policy", "mesh", "cache")  # sections that count; others may change
 
@@ -100,7 +101,7 @@ class TuneFolder:
             UserError: the folder is another tuning's, or none, or cannot be used.
         """
         try:
-            if os.path.lexists(self.path) and (not self.path.is_dir() or any(self.path.iterdir())):
+            if os.path.lexists(self.path) and not self._is_new():
                 state = self._read()
                 self._require_same(facts, state.facts)
                 return state
@@ -129,6 +130,10 @@ class TuneFolder:
             UserError: it is not there.
         """
         return self._read()
+
+    def _is_new(self) -> bool:
+        """Whether nothing is in it but what a call makes before its first measurement is known."""
+        return self.path.is_dir() and {path.name for path in self.path.iterdir()} <= _EARLY
 
     def _read(self) -> TuneState:
         try:

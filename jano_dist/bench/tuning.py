@@ -14,6 +14,7 @@ from jano_dist.bench.space import Prediction, affordable, prune, spread
 from jano_dist.bench.tune_state import Run, TuneFolder, TuneState
 
 _END, _FORETELL, _FULL = -2, -1, 0  # numbers that are no candidate's; candidates count from 1
+_SHOWN = 2  # prompts on the page
 _RESERVED = 1 / 3  # of the budget, at most, for prompts that are held out
 
 
@@ -113,6 +114,27 @@ class Tuning:
         """The coordinator's: whether the budget ended the search."""
         return self._over
 
+    def shown(self, seeds: Sequence[int]) -> tuple[list[Candidate], list[int]]:
+        """What a page is to show, on every rank: the choice and the best control, on prompts with one seed, held
+        out where there are such; nothing where nothing was chosen, or there is no time.
+
+        Args:
+            seeds: of every prompt.
+        """
+        wanted = (_END, _END)
+        divided = Search([], self._prompts, self._target)
+        of = divided.held or divided.tuning
+        prompts = [prompt for prompt in of if seeds[prompt] == seeds[of[0]]][:_SHOWN]
+        if self._state and self._state.predictions:
+            names, log = [each.name for each in self._all], self._state.log()
+            found = [self.search.best(log), self.search.best_control(log)]
+            cost = sum(self._cost(name) for name in found if name) * len(prompts)
+            left = self._left()
+            if left is None or cost <= left:
+                wanted = tuple(names.index(name) if name else _END for name in found)
+        numbers = dict.fromkeys(number for number in self._runner.agree(*wanted) if number != _END)
+        return [self._all[number] for number in numbers], prompts
+
     def _next(self) -> tuple[int, int]:
         """What the ranks do now, and on which prompt; on the coordinator."""
         state = self._known()
@@ -208,10 +230,11 @@ class Tuning:
         return cost - denoise + denoise * self._known().predictions[name].work
 
     def _reserve(self) -> float:
-        """Seconds that the prompts held out are expected to take: each a full run and two others."""
+        """Seconds that are expected to be needed at the end: a full run and two others for every prompt held
+        out, two for every one on the page."""
         assert self._seconds is not None
         held = self._prompts - len(self._tuning())
-        return min(3 * held * self._cost(FULL), _RESERVED * self._seconds)
+        return min((3 * held + 2 * _SHOWN) * self._cost(FULL), _RESERVED * self._seconds)
 
     def _elapsed(self) -> float:
         return self._before + self._clock() - self._began

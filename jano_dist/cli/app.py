@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from jano_dist.cli import INTERRUPTED, batch, compare, doctor, generate, plan, submit, tune
+from jano_dist.cli import INTERRUPTED, batch, bench, compare, doctor, generate, plan, submit, tune
 from jano_dist.cli.log import Output
 from jano_dist.cli.options import Call
 from jano_dist.errors import Interrupted, RunError, UserError
@@ -30,6 +30,7 @@ for command in (
     doctor.doctor,
 ):
     app.command()(command)
+app.add_typer(bench.app, name="bench")
 
 # What typer raises for a wrong command line: click's UsageError, or its own copy under a private name.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,6 +18,7 @@ from jano_dist.bench.tune_state import TuneFolder, TuneState, facts_of, write_wh
 from jano_dist.bench.tuning import Tuning
 from jano_dist.bench.verdict import asked, preset_text, sentences, verdict
 from jano_dist.cli import ending_at_once
+from jano_dist.cli.bench.ranks import launch_bench
 from jano_dist.cli.log import log
 from jano_dist.cli.options import (
     CONFIG_HELP,
@@ -36,13 +37,16 @@ from jano_dist.cli.options import (
     given_path,
     named_keys,
 )
-from jano_dist.cli.ranks import Launch, check_ranks, start_ranks
+from jano_dist.cli.ranks import Launch, check_ranks
 from jano_dist.cli.tune_bar import TuneBar
 from jano_dist.config import Config, load_config, parse_overrides, preset_names
 from jano_dist.errors import Interrupted, RunError, UserError
 from jano_dist.gang import Place, Progress, find_place, is_supervised
 from jano_dist.libraries import quiet_libraries
 from jano_dist.target import hold
+
+if TYPE_CHECKING:  # it imports torch
+    from jano_dist.bench.tune_runs import TuneRuns
 
 _PATIENCE = 20.0  # seconds for the ranks of a call that was killed to be gone
 _GO_ON = "the same command goes on"
@@ -98,7 +102,7 @@ def tune(
         folder.begin(facts)  # says what is wrong with it before ranks are started
     with _resumable(folder) if not is_supervised() and place.is_coordinator else nullcontext():
         if nproc is not None and (nproc > 1 or launcher == "ray"):
-            start_ranks(Launch(launcher, nproc, address, wait), call.arguments, settings.runtime, out)
+            launch_bench(Launch(launcher, nproc, address, wait), call.arguments, settings.runtime, out)
         else:
             seconds = None if minutes is None else 60 * minutes
             ranks = _Ranks(settings, jobs, every, facts, folder, target, seconds, place, call)
@@ -177,8 +181,19 @@ class _Ranks:
                     began=self._call.started,
                 )
                 tuning.run()
-            if state is not None:
-                self._write(tuning, state, bar)
+                if state is not None:
+                    self._write(tuning, state, bar)
+                self._show(runner, tuning, bar)
+
+    def _show(self, runner: "TuneRuns", tuning: Tuning, bar: TuneBar) -> None:
+        """The page, where something was chosen and there is time for it."""
+        chosen, prompts = tuning.shown([seed for _, seed in self._jobs])
+        if chosen:
+            page = self._folder.path / "page"
+            runner.show(chosen, prompts, page, self._call.arguments, bar)
+            if self._place.is_coordinator:
+                tuning.save()
+                bar.say(f"look at {page / 'index.html'}")
 
     def _state(self, where: dict[str, Any]) -> TuneState:
         state = self._folder.begin(self._facts)

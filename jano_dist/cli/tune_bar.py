@@ -11,6 +11,7 @@ from jano_dist.bench.search import FULL, Task
 from jano_dist.bench.tune_state import Run
 
 if TYPE_CHECKING:  # it imports torch
+    from jano_dist.bench.outcome import Outcome
     from jano_dist.observe import StepRecord
 
 _SHOWN = 40  # signs of a prompt
@@ -52,6 +53,12 @@ class TuneBar:
         if run.name != FULL:
             seconds += f", {run.measured.work:.2f} of the work, {run.measured.psnr:.1f} dB"
         self.say(f"{what}, prompt {run.prompt + 1}: {seconds}")
+
+    def begin(self, case: str, prompt: str, seed: int) -> None:
+        self._progress.reset(self._task, description=f"page: {case}: {prompt[:_SHOWN]}", left="")
+
+    def done(self, outcome: "Outcome") -> None:
+        return
 
     def say(self, line: str) -> None:
         self._console.print(line, soft_wrap=True)
