@@ -115,13 +115,13 @@ class Tuning:
         return self._over
 
     def shown(self, seeds: Sequence[int]) -> tuple[list[Candidate], list[int]]:
-        """What a page is to show, on every rank: the choice and the best control, on prompts with one seed, held
-        out where there are such; nothing where nothing was chosen, or there is no time.
+        """What a page is to show, on every rank: the choice and the best control, on prompts with one seed,
+        held out where there are such; nothing where nothing was chosen, or there is no time.
 
         Args:
             seeds: of every prompt.
         """
-        wanted = (_END, _END)
+        wanted = [_END, _END]
         divided = Search([], self._prompts, self._target)
         of = divided.held or divided.tuning
         prompts = [prompt for prompt in of if seeds[prompt] == seeds[of[0]]][:_SHOWN]
@@ -131,7 +131,7 @@ class Tuning:
             cost = sum(self._cost(name) for name in found if name) * len(prompts)
             left = self._left()
             if left is None or cost <= left:
-                wanted = tuple(names.index(name) if name else _END for name in found)
+                wanted = [names.index(name) if name else _END for name in found]
         numbers = dict.fromkeys(number for number in self._runner.agree(*wanted) if number != _END)
         return [self._all[number] for number in numbers], prompts
 

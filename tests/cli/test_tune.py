@@ -122,6 +122,26 @@ class TestPreset:
             assert part in comment, part
 
 
+class TestPage:
+    def test_shows_the_choice_and_the_best_control(self, tuned):
+        """On the two prompts held out, with their videos; PSNR as in tune.json."""
+        content = read(tuned)
+        best, control = content["result"]["best"], content["result"]["best_control"]
+        page = json.loads((tuned / "page" / "quality.json").read_text())
+        assert [case["name"] for case in page["cases"]] == list(dict.fromkeys((best, control)))
+        assert page["prompts"] == [PROMPTS[1], PROMPTS[3]]
+        measured = {
+            (run["name"], PROMPTS[run["prompt"]]): run["outcome"]["quality"]["psnr"]
+            for run in content["runs"]
+            if run["name"] != "full"
+        }
+        for row in page["rows"]:
+            assert (tuned / "page" / row["video"]).is_file()
+            if row["case"] != "full":
+                assert row["quality"]["psnr"] == measured[row["case"], row["prompt"]]
+        assert PROMPTS[1] in (tuned / "page" / "index.html").read_text()
+
+
 class TestGoingOn:
     def test_what_is_done_is_done(self, cli, arguments, tuned):
         before = read(tuned)
