@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from jano_dist.cli import INTERRUPTED, batch, bench, compare, doctor, generate, plan, submit
+from jano_dist.cli import INTERRUPTED, batch, bench, compare, doctor, generate, plan, submit, tune
 from jano_dist.cli.log import Output
 from jano_dist.cli.options import Call
 from jano_dist.errors import Interrupted, RunError, UserError
@@ -20,7 +20,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (generate.generate, batch.batch, submit.submit, compare.compare, plan.plan, doctor.doctor):
+for command in (
+    generate.generate,
+    batch.batch,
+    submit.submit,
+    tune.tune,
+    compare.compare,
+    plan.plan,
+    doctor.doctor,
+):
     app.command()(command)
 app.add_typer(bench.app, name="bench")
 
