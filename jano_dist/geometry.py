@@ -87,11 +87,15 @@ class Geometry:
         d, f = self.width, self.ffn_dim
         with_kv = rows if kv_rows is None else kv_rows
         projections = 2 * d * d * (4 * rows + 2 * with_kv)  # q, o of self- and cross-attention; k, v
-        attention = 4 * rows * d * (tokens + text_tokens)
         ffn = 4 * rows * d * f
         embed = 2 * tokens * d * self.channels * math.prod(self.patch)  # the patch embedding is never cut
         time = 2 * (self.time_dim * d + d * d + 6 * d * d)
-        return self.layers * (projections + attention + ffn) + embed + time + 2 * rows * d * self.row_width
+        outside = embed + time + 2 * rows * d * self.row_width
+        return self.layers * (projections + ffn) + self.attention_flops(rows, tokens, text_tokens) + outside
+
+    def attention_flops(self, rows: int, tokens: int, text_tokens: int) -> int:
+        """Of `forward_flops`, what attention kernels do: scores and weighted sums, of tokens and of text."""
+        return self.layers * 4 * rows * self.width * (tokens + text_tokens)
 
     def text_flops(self, text_tokens: int) -> int:
         """FLOPs of one branch's text projections and cross-attention K/V, done once per generation."""

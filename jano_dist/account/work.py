@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from jano_dist.account.memory import (
     branches_on_rank,
@@ -11,6 +12,7 @@ from jano_dist.account.memory import (
     shard_rows,
     token_count,
 )
+from jano_dist.attention.distributed import CHUNK_ROWS
 from jano_dist.config import Config, JanoPolicyConfig
 from jano_dist.degrees import Degrees
 from jano_dist.errors import UserError
@@ -44,6 +46,14 @@ class Sent:
         return self.ulysses + self.kv + self.output
 
 
+class Calls(NamedTuple):
+    """Collectives that a rank takes part in in one step, by what they are for; see `Sent`."""
+
+    ulysses: int
+    kv: int
+    output: int
+
+
 @dataclass(frozen=True)
 class StepWork:
     """One kind of step.
@@ -52,8 +62,10 @@ class StepWork:
         kind: full, refresh, moderate or active. steps: how many of a generation are of it.
         tokens: computed, of each branch.
         flops: matrix-product FLOPs of all branches; a full step's are what one GPU would do.
-        rank_flops: those of the rank that does most.
-        sent: by the rank with the most tokens.
+        rank_flops: those of the rank that does most. rank_attention: of them those of attention kernels.
+        rank_rows: tokens that it computes, of each branch.
+        forwards: of the transformer that a rank runs, one per branch.
+        sent: by the rank with the most tokens. calls: the collectives in which it does.
     """
 
     kind: str
@@ -61,7 +73,11 @@ class StepWork:
     tokens: int
     flops: int
     rank_flops: int
+    rank_attention: int
+    rank_rows: int
+    forwards: int
     sent: Sent
+    calls: Calls
 
 
 def steps_of(
@@ -98,14 +114,19 @@ def step_work(
     tokens = token_count(geometry, config)
     own, with_kv = own_rows(rows, degrees), own_rows(kv_rows(config, rows, tokens), degrees)
     branches = 2 if guidance_on(config.sampling.guidance) else 1
+    forwards = branches_on_rank(config, degrees)
     rank_forward = geometry.forward_flops(own, tokens, text, kv_rows=with_kv)
     return StepWork(
         kind=kind.value,
         steps=steps,
         tokens=rows,
         flops=branches * branch_flops(geometry, config, rows, tokens),
-        rank_flops=branches_on_rank(config, degrees) * rank_forward,
+        rank_flops=forwards * rank_forward,
+        rank_attention=forwards * geometry.attention_flops(own, tokens, text),
+        rank_rows=own,
+        forwards=forwards,
         sent=sent_bytes(sizes, config, degrees, rows),
+        calls=collectives(sizes, config, degrees, rows),
     )
 
 
@@ -142,6 +163,24 @@ def sent_bytes(sizes: ModelSizes, config: Config, degrees: Degrees, rows: int, *
     output = own * geometry.row_width * element * (cfg - 1 + kv * ulysses - 1)
     ring = 2 * shard_rows(tokens, degrees, rank) * row * (kv - 1)
     return Sent(forwards * exchange, forwards * resident, output, forwards * ring)
+
+
+def collectives(sizes: ModelSizes, config: Config, degrees: Degrees, rows: int) -> Calls:
+    """How many collectives carry what `sent_bytes` counts; see docs/architecture.md.
+
+    Ulysses: one in and one out per layer, one more where keys and values are of more rows than queries.
+    KV-resident: two for every chunk of queries. Once per step the swap between branches and the gather.
+    """
+    cfg, kv, ulysses = degrees
+    layers = sizes.geometry.layers * branches_on_rank(config, degrees)
+    tokens = token_count(sizes.geometry, config)
+    apart = kv_rows(config, rows, tokens) != rows
+    chunks = max(1, -(-rows // CHUNK_ROWS))
+    return Calls(
+        ulysses=layers * (3 if apart else 2) if ulysses > 1 else 0,
+        kv=layers * 2 * chunks if kv > 1 else 0,
+        output=(cfg > 1) + (kv * ulysses > 1),
+    )
 
 
 def _kinds(config: Config) -> Counter[StepKind]:

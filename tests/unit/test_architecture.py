@@ -35,7 +35,7 @@ ALLOWED = {
     "cache": {"tokens"},
     "attention": {"mesh", "cache"},
     "models": {"attention", "geometry", "tokens", "mesh", "cache"},
-    "account": {"config", "degrees", "geometry", "models", "observe", "sampling", "tokens"},
+    "account": {"attention", "config", "degrees", "geometry", "models", "observe", "sampling", "tokens"},
     "telemetry": {"mesh"},
     "trace": {"mesh", "observe"},
     "metrics": set(),
