@@ -26,6 +26,7 @@ class Machine:
         decode: FLOP/s of the VAE's convolutions in 16 bits; in float32 it is half as many.
         decode_serial: share of decoding that more ranks do not shorten. decode_ranks: more do not help.
         collective_seconds: fixed cost of a collective.
+        overlaps: whether collectives run beside computing, as on a stream of their own.
         near: to ranks of the same node. far: to others.
         source: where the constants come from.
     """
@@ -40,6 +41,7 @@ class Machine:
     decode_serial: float
     decode_ranks: int
     collective_seconds: float
+    overlaps: bool
     near: Link
     far: Link
     source: str
@@ -68,6 +70,7 @@ _H100 = Machine(
     decode_serial=0.206,
     decode_ranks=8,
     collective_seconds=_COLLECTIVE,
+    overlaps=True,
     near=Link(450e9 * LINK_EFFICIENCY, _NVLINK_MESSAGE),
     far=Link(50e9 * LINK_EFFICIENCY, _NETWORK_MESSAGE),
     source="matrix rate calibrated on the published 1837.9 s of Wan2.1-14B on one H100; attention, memory "

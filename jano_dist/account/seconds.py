@@ -1,8 +1,9 @@
 """Predicted seconds: what `account.work` counts over what `account.machines` does in a second.
 
-A rank's step = matrix products + attention + element-wise operations + starting kernels + collectives, one
-after the other: nothing is taken to overlap. Matrix products and attention take as long as their FLOPs, or as
-reading the weights, or the keys and values, if that is longer (the roofline of Williams et al., 2009).
+A rank's step = matrix products + attention + element-wise operations + fixed costs (starting a layer's
+kernels, the loop) + collectives, one after the other, but for the chunks of KV-resident attention. Matrix
+products and attention take as long as their FLOPs, or as reading the weights, or the keys and values, if that
+is longer (the roofline of Williams et al., 2009).
 
 A collective is an exchange of equal parts with p peers: alpha0 + sum over peers of alpha + bytes / beta
 (the pairwise exchange of Thakur, Rabenseifner and Gropp, 2005), with one alpha and beta inside a node and
@@ -72,19 +73,29 @@ def step_seconds(
     weights = geometry.layers * sizes.layer.nbytes(element)
     # What attention reads does not depend on how it is kept.
     keys = cache_bytes(geometry, token_count(geometry, config), degrees, CacheConfig(), element)
-    rows = work.forwards * geometry.layers * work.rank_rows * geometry.width
+    values = work.forwards * geometry.layers * work.rank_rows * geometry.width
+    products = (work.rank_flops - work.rank_attention) / machine.gemm
+    attention = max(work.rank_attention / machine.attention, work.forwards * keys / machine.memory)
+    kv = exchange_seconds(work.sent.kv, work.calls.kv, peers["kv"], machine)
+    if kv and machine.overlaps:
+        kv = waited_for(kv, attention, work.calls.kv // (2 * geometry.layers * work.forwards))
     partners = Peers(*(sum(pair) for pair in zip(peers["cfg"], peers["sequence"], strict=True)))
     return StepSeconds(
-        products=max(
-            (work.rank_flops - work.rank_attention) / machine.gemm, work.forwards * weights / machine.memory
-        ),
-        attention=max(work.rank_attention / machine.attention, work.forwards * keys / machine.memory),
-        pointwise=rows * ROW_BYTES / machine.memory,
+        products=max(products, work.forwards * weights / machine.memory),
+        attention=attention,
+        pointwise=values * ROW_BYTES / machine.memory,
         fixed=work.forwards * geometry.layers * machine.layer_seconds + machine.step_seconds,
         ulysses=exchange_seconds(work.sent.ulysses, work.calls.ulysses, peers["ulysses"], machine),
-        kv=exchange_seconds(work.sent.kv, work.calls.kv, peers["kv"], machine),
+        kv=kv,
         output=exchange_seconds(work.sent.output, work.calls.output, partners, machine),
     )
+
+
+def waited_for(exchange: float, attention: float, chunks: int) -> float:
+    """Of the exchange of KV-resident attention, what is waited for: the first chunk's queries and the last
+    one's outputs, and of the rest what takes longer than the attention of the chunks meanwhile."""
+    first = 1 / chunks
+    return exchange * first + max(0.0, exchange - attention) * (1 - first)
 
 
 def exchange_seconds(nbytes: float, calls: int, peers: Peers, machine: Machine) -> float:

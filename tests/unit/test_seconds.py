@@ -21,6 +21,7 @@ from jano_dist.account.seconds import (
     peers_of,
     ring_seconds,
     step_seconds,
+    waited_for,
 )
 from jano_dist.account.work import collectives, step_work, steps_of
 from jano_dist.config import load_config
@@ -142,12 +143,24 @@ class TestStep:
 
     def test_kv_bytes_between_nodes(self, large):
         degrees = Degrees(2, 4, 8)
-        work, step = seconds(large, config(), degrees, N)
+        work, step = seconds(large, config(), degrees, N, replace(H100, overlaps=False))
         assert work.calls.kv == 40 * 2 * math.ceil(N / 4096)
         wire = 40 * (N / 4) * (3 * 640 * 2 + 3 * (640 * 2 + 5 * 4))  # queries out, partial outputs back
         assert work.sent.kv == pytest.approx(wire, rel=1e-3)
         latency = work.calls.kv * (H100.collective_seconds + 3 * H100.far.latency)
         assert step.kv == pytest.approx(work.sent.kv / H100.far.bandwidth + latency)
+
+    def test_chunks_travel_while_others_compute(self, large):
+        """19 chunks: a 19th of the exchange is waited for, the rest where attention is shorter."""
+        degrees = Degrees(2, 4, 8)
+        _, apart = seconds(large, config(), degrees, N, replace(H100, overlaps=False))
+        _, beside = seconds(large, config(), degrees, N)
+        assert apart.kv < apart.attention
+        assert beside.kv == pytest.approx(apart.kv / 19)
+        assert beside.attention == apart.attention
+        assert waited_for(10, 4, 2) == 5 + 3
+        assert waited_for(10, 40, 2) == 5
+        assert waited_for(10, 40, 1) == 10  # one chunk: nothing to compute meanwhile
 
     def test_hidden_needs_one_collective_more(self, large):
         """Where keys and values are made of more rows than queries are; see `Ulysses.to_heads`."""
