@@ -168,8 +168,8 @@ def forward_seconds(
     text = torch.randn(1, config.model.max_sequence_length, geometry.text_dim, device=device)
     branch, timestep = model.branch(text), torch.tensor(600.0, device=device)
     ulysses, kv, ranks = mesh.size("ulysses"), mesh.size("kv"), mesh.size("sequence")
-    shard = sum(plan.deal(StepKind.FULL, ranks, kv).counts[:ulysses])
-    shard = shard if mesh.index("kv") == 0 else plan.tokens - shard  # one or two shards
+    first = mesh.index("kv") * ulysses
+    shard = sum(plan.deal(StepKind.FULL, ranks, kv).counts[first : first + ulysses])
     cache = KVCache(geometry.layers, shard, geometry.heads // ulysses, geometry.head_dim, dtype, device)
 
     def forward(kind: StepKind) -> float:
