@@ -17,6 +17,7 @@ from torch import Tensor
 
 from jano_dist.mesh import Mesh
 from jano_dist.observe import versions
+from jano_dist.policies import Policy
 from jano_dist.tokens.schedule import StepKind
 from tests.gang.harness import gang
 
@@ -92,7 +93,7 @@ def _cpu_name() -> str:
     return names[0] if names else ""
 
 
-class FixedMap:
+class FixedMap(Policy):
     """Policy: a full step, a refresh, then the given kinds over and over, on a map given from outside."""
 
     def __init__(self, levels: Tensor, kinds: Sequence[StepKind]) -> None:

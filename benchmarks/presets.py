@@ -7,52 +7,21 @@ prompts once are enough; the speeds need several runs (`repeat`).
 """
 
 import argparse
-from collections.abc import Callable
 from statistics import mean
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from benchmarks.common import PROMPTS, save
 from jano_dist import Config, Engine, Generation, load_config
-from jano_dist.policies import Policy, make_policy
+from jano_dist.bench.stand_ins import random_maps
+from jano_dist.policies import make_policy
 from jano_dist.quality import psnr, ssim
 
 PRESETS = ("conservative", "balanced", "fast")
 
 
-class Rearranged:
-    """Policy: an inner policy whose map is rearranged before the engine sees it."""
-
-    def __init__(self, inner: Policy, rearrange: Callable[[Tensor], Tensor]) -> None:
-        self.decide = inner.decide
-        self._inner, self._rearrange = inner, rearrange
-
-    def observe(self, step: int, velocity: Tensor) -> Tensor | None:
-        levels = self._inner.observe(step, velocity)
-        return None if levels is None else self._rearrange(levels)
-
-
-def shuffled_blocks(shape: tuple[int, int, int], edges: tuple[int, int, int]) -> Callable[[Tensor], Tensor]:
-    """Deal the blocks' levels to random blocks; shares stay exact where blocks divide the video."""
-
-    def rearrange(levels: Tensor) -> Tensor:
-        (t, h, w), (bt, bh, bw) = shape, edges
-        blocks = levels.reshape(t // bt, bt, h // bh, bh, w // bw, bw).permute(0, 2, 4, 1, 3, 5)
-        cells = blocks.reshape(-1, bt * bh * bw)
-        order = torch.randperm(len(cells), generator=torch.Generator().manual_seed(0))
-        back = cells[order].reshape(blocks.shape).permute(0, 3, 1, 4, 2, 5)
-        return back.reshape(-1)
-
-    return rearrange
-
-
-def make(config: Config, model: Any, prompt: str, seed: int, rearrange: Any = None) -> Generation:
-    def policies(*args: Any, **kwargs: Any) -> Policy:
-        inner = make_policy(*args, **kwargs)
-        return inner if rearrange is None else Rearranged(inner, rearrange)
-
+def make(config: Config, model: Any, prompt: str, seed: int, policies: Any = make_policy) -> Generation:
     return Engine(config, model=model, policies=policies).generate(prompt, seed=seed)
 
 
@@ -79,10 +48,7 @@ def one_prompt(model: Any, prompt: str, seed: int, overrides: dict[str, Any]) ->
         config = load_config("wan-tiny", preset=preset, overrides=overrides)
         jano = make(config, model, prompt, seed)
         rows.append(row(preset, jano, full))
-        shape = jano.levels.shape
-        patch, block = model.geometry.patch, config.policy.block
-        edges = tuple(max(1, b // p) for b, p in zip(block, patch, strict=True))
-        shuffled = make(config, model, prompt, seed, shuffled_blocks(shape, edges))
+        shuffled = make(config, model, prompt, seed, random_maps)
         rows.append(row(f"{preset}: random map", shuffled, full))
         steps = round(config.sampling.steps * rows[-2]["work"])
         fewer = load_config("wan-tiny", policy="full", overrides={**overrides, "sampling.steps": steps})

@@ -21,6 +21,7 @@ from torch import Tensor
 from benchmarks.common import PROMPTS, Undecoded, on_ranks, save
 from jano_dist import Config, Engine, load_config
 from jano_dist.mesh import Mesh
+from jano_dist.policies import Policy
 from jano_dist.tokens.schedule import Schedule, StepKind
 
 ALONE = "1 process"
@@ -28,7 +29,7 @@ MESHES = {ALONE: None, "ulysses 2": {"ulysses": 2}, "kv 2": {"kv": 2}, "cfg 2": 
 FULL_BETWEEN = 8  # at most
 
 
-class Interleaved:
+class Interleaved(Policy):
     """Policy: jano's schedule on a map given from outside, with full steps between the sparse ones.
 
     Attributes:

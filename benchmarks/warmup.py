@@ -16,6 +16,7 @@ from torch import Tensor
 
 from benchmarks.common import PROMPTS, save
 from jano_dist import Engine, load_config
+from jano_dist.policies import Policy
 from jano_dist.tokens.complexity import block_scores, enhance, last_change
 from jano_dist.tokens.grid import block_counts, block_slices
 from jano_dist.tokens.schedule import StepKind
@@ -28,7 +29,7 @@ SCORES = {
 }
 
 
-class Recorder:
+class Recorder(Policy):
     """Policy: everything full, every velocity kept."""
 
     def __init__(self, kept: list[Tensor]) -> None:

@@ -53,6 +53,19 @@ def choose_degrees(
     )
 
 
+def check_policy(name: str, degrees: Degrees) -> None:
+    """Whether a policy runs on this mesh.
+
+    Raises:
+        UserError: one that chooses tokens inside the blocks, where ranks share a branch's tokens.
+    """
+    if name == "toca" and degrees.kv * degrees.ulysses > 1:
+        raise UserError(
+            f"policy toca chooses tokens inside the blocks, for which a rank needs all of its branch, not "
+            f"{_product(degrees)}: start 1 rank, or 2 with guidance, or take another policy"
+        )
+
+
 def explain_degrees(
     chosen: Degrees, asked: MeshConfig, *, heads: int, guided: bool, local_world: int, hidden: bool
 ) -> str:

@@ -17,7 +17,8 @@ from jano_dist.errors import NotFinite, RunError, name_ranks
 from jano_dist.mesh import Mesh
 from jano_dist.models import Branch, VideoModel
 from jano_dist.observe import Observer, StepRecord, merge_ranks, step_table
-from jano_dist.policies import Policy
+from jano_dist.policies import BlockPolicy, Policy
+from jano_dist.reuse import BlockCache, Setting
 from jano_dist.runtime import release
 from jano_dist.sampling.guidance import guide
 from jano_dist.sampling.scheduler_state import restore_scheduler, scheduler_state
@@ -29,7 +30,7 @@ from jano_dist.tokens.plan import Deal, TokenPlan
 from jano_dist.tokens.schedule import StepKind
 
 _KINDS = list(StepKind)
-_SCHEDULER = "scheduler."  # before the names of its tensors in a snapshot
+_SCHEDULER, _VELOCITY = "scheduler.", "velocity."  # before the names of their tensors in a snapshot
 
 
 @dataclass
@@ -65,11 +66,12 @@ class Denoiser:
         t, h, w = (size // edge for size, edge in zip(latent, model.geometry.patch, strict=True))
         self.token_shape: Shape3 = (t, h, w)
 
-    def begin(self, text: Tensor, seed: int) -> State:
+    def begin(self, text: Tensor, seed: int, *, forecasts: bool = False) -> State:
         """The state before the first step; the noise is the coordinator's.
 
         Args:
             text: embeddings [prompts, L, text_dim] of all branches, the same on every rank.
+            forecasts: see `Policy`.
         """
         model, mesh, sampling = self._model, self._mesh, self._config.sampling
         plan = TokenPlan.natural(int(np.prod(self.token_shape)), model.device)
@@ -80,18 +82,23 @@ class Denoiser:
             branches=[model.branch(each) for each in own],
             caches=[NoCache(model.geometry.layers) for _ in own],
             plan=plan,
-            velocity=VelocityRows(plan.tokens, model.geometry.row_width, model.dtype, model.device),
+            velocity=VelocityRows(
+                plan.tokens, model.geometry.row_width, model.dtype, model.device, forecasts=forecasts
+            ),
             levels=torch.full((plan.tokens,), ACTIVE, dtype=torch.uint8, device=model.device),
             scheduler=model.scheduler(sampling.steps, sampling.shift),
         )
 
-    def resume(self, snapshot: Snapshot) -> State:
-        """The state that a snapshot holds, on all ranks of this mesh; its caches are empty."""
+    def resume(self, snapshot: Snapshot, policy: Policy) -> State:
+        """The state that a snapshot holds, on all ranks of this mesh; its caches are empty.
+
+        `policy`, of this run, takes up what it knew.
+        """
         tensors, device = snapshot.tensors, self._model.device
-        state = self.begin(tensors["text"].to(device), seed=0)
+        state = self.begin(tensors["text"].to(device), seed=0, forecasts=policy.forecasts)
         state.latent = tensors["latent"].to(device)
-        state.velocity.rows = tensors["velocity"].to(device)
-        state.velocity.sigmas = tensors["sigmas"].to(device)
+        state.velocity.restore({name: each.to(device) for name, each in tensors.items()}, _VELOCITY)
+        policy.recall(snapshot.facts["policy"])
         state.next_step, state.earlier = snapshot.step, list(snapshot.facts["steps"])
         own = {name: each for name, each in tensors.items() if name.startswith(_SCHEDULER)}
         restore_scheduler(state.scheduler, snapshot.facts["scheduler"], own, device)
@@ -119,6 +126,9 @@ class Denoiser:
         timesteps = state.scheduler.timesteps
         levels: Tensor | None = None
         first = state.next_step
+        if isinstance(policy, BlockPolicy):
+            layers, times = self._model.geometry.layers, timesteps.tolist()
+            state.caches = [*policy.caches(Setting(self._mesh, layers, len(state.branches), times, first))]
         for index in range(first, len(timesteps)):
             started = time.perf_counter()
             kind, mapped, kept = self._decision(
@@ -127,8 +137,9 @@ class Denoiser:
             if mapped:
                 self._replan(state, levels)
             if kept:
-                self._keep(state, index, snapshots, facts)
-            deal = self._deal(state.plan, kind)
+                self._keep(state, policy, index, snapshots, facts)
+            chosen = kind is StepKind.CHOSEN
+            deal = self._chosen(state.plan, policy, index) if chosen else self._deal(state.plan, kind)
             velocity = self._velocity(state, index, timesteps[index], kind, deal)
             stepped = state.scheduler.step(velocity, timesteps[index], state.latent[None], return_dict=False)[
                 0
@@ -139,12 +150,12 @@ class Denoiser:
                     f"the latents became non-finite in step {index} ({kind}): "
                     "use model.dtype float32 or bfloat16, lower guidance, or check the weights"
                 )
-            levels = policy.observe(index, velocity[0]) if self._mesh.is_coordinator else None
-            state.steps.append(self._step_record(index, kind, deal, started))
+            levels = self._observe(state, policy, velocity[0], kind)
+            state.steps.append(self._step_record(state, index, kind, deal, started))
             state.next_step = index + 1
             observer.step(state.steps[-1], len(timesteps))
         if state.steps and self._mesh.decide(int(snapshots.due(last=True)))[0]:  # decoding may fail, too
-            self._keep(state, len(timesteps), snapshots, facts)
+            self._keep(state, policy, len(timesteps), snapshots, facts)
 
     def step_rows(self, state: State) -> list[dict[str, Any]]:
         """The records of all steps so far, those before a snapshot too, merged over the ranks."""
@@ -163,7 +174,9 @@ class Denoiser:
         kind, flags = self._mesh.decide(*mine)
         return _KINDS[kind], bool(flags & 1), bool(flags & 2)
 
-    def _keep(self, state: State, index: int, snapshots: Snapshots, facts: Mapping[str, Any]) -> None:
+    def _keep(
+        self, state: State, policy: Policy, index: int, snapshots: Snapshots, facts: Mapping[str, Any]
+    ) -> None:
         """Take a snapshot; what ranks know of the steps is gathered for it."""
         steps = self.step_rows(state)
         if not self._mesh.is_coordinator:
@@ -172,18 +185,41 @@ class Denoiser:
         kept = {
             "text": state.text,
             "latent": state.latent,
-            "velocity": state.velocity.rows,
-            "sigmas": state.velocity.sigmas,
+            **state.velocity.kept(_VELOCITY),
             **tensors,
             **({"levels": state.levels} if state.mapped else {}),
         }
-        snapshots.keep(index, Snapshot(index, kept, {**facts, "steps": steps, "scheduler": settings}).pack())
+        own = {"steps": steps, "scheduler": settings, "policy": policy.memory()}
+        snapshots.keep(index, Snapshot(index, kept, {**facts, **own}).pack())
+
+    def _observe(self, state: State, policy: Policy, velocity: Tensor, kind: StepKind) -> Tensor | None:
+        """Show the coordinator's policy what came out; its new map, if it made one."""
+        if not self._mesh.is_coordinator:
+            return None
+        if kind is not StepKind.SKIP and state.velocity.error is not None:
+            policy.learn(state.next_step, float(state.velocity.error))
+        return policy.observe(state.next_step, velocity)
+
+    def _chosen(self, plan: TokenPlan, policy: Policy, index: int) -> Deal:
+        """The coordinator's choice of tokens for one step."""
+        mesh = self._mesh
+        chosen = policy.choose(index) if mesh.is_coordinator else torch.empty(plan.tokens, dtype=torch.bool)
+        sent = mesh.broadcast(chosen.to(self._model.device, torch.uint8))
+        return plan.deal_chosen(sent.bool(), mesh.size("sequence"), mesh.size("kv"))
 
     def _deal(self, plan: TokenPlan, kind: StepKind) -> Deal:
         return plan.deal(kind, self._mesh.size("sequence"), self._mesh.size("kv"))
 
     def _velocity(self, state: State, index: int, timestep: Tensor, kind: StepKind, deal: Deal) -> Tensor:
-        """The guided velocity [1, C, T, H, W]: fresh in the deal's rows, elsewhere the last one computed."""
+        """The guided velocity [1, C, T, H, W]: fresh in the deal's rows, elsewhere held or forecast."""
+        sigma = float(state.scheduler.sigmas[index])
+        if kind is not StepKind.SKIP:
+            rows = self._compute(state, timestep, kind, deal)
+            state.velocity.update(deal.rows, rows, sigma)
+        return self._model.unpatchify(state.velocity.at(sigma), self._latent)[None]
+
+    def _compute(self, state: State, timestep: Tensor, kind: StepKind, deal: Deal) -> Tensor:
+        """Guided velocity rows [n, P] of the tokens in a deal, on every rank."""
         mesh = self._mesh
         idle: Cache = NoCache(self._model.geometry.layers)
         own = deal.own(mesh.index("sequence"))
@@ -199,9 +235,7 @@ class Denoiser:
         counts = [len(own)] * mesh.size("cfg")
         swapped = [part for rows in outputs for part in mesh.gather_rows(rows, counts, "cfg").split(counts)]
         guided = guide(swapped, self._config.sampling.guidance)
-        rows = mesh.gather_rows(guided, deal.counts, "sequence")
-        state.velocity.update(deal.rows, rows, float(state.scheduler.sigmas[index]))
-        return self._model.unpatchify(state.velocity.rows, self._latent)[None]
+        return mesh.gather_rows(guided, deal.counts, "sequence")
 
     def _replan(self, state: State, levels: Tensor | None) -> None:
         """A new map, of the coordinator: order the tokens by it and start empty caches in that order."""
@@ -237,16 +271,21 @@ class Denoiser:
             head_dim=geometry.head_dim,
         )
 
-    def _step_record(self, index: int, kind: StepKind, deal: Deal, started: float) -> StepRecord:
+    def _step_record(
+        self, state: State, index: int, kind: StepKind, deal: Deal, started: float
+    ) -> StepRecord:
         traffic = self._mesh.take_traffic()
         observe.synchronize(self._model.device)
+        tokens, own_tokens = sum(deal.counts), deal.counts[self._mesh.index("sequence")]
+        cache = state.caches[0]
         return StepRecord(
             index=index,
             kind=kind.value,
-            tokens=sum(deal.counts),
-            own_tokens=deal.counts[self._mesh.index("sequence")],
+            tokens=tokens,
+            own_tokens=own_tokens,
             seconds=time.perf_counter() - started,
             comm_seconds=traffic.seconds,
             comm_bytes=traffic.nbytes,
+            blocks=cache.work_of(tokens, own_tokens) if isinstance(cache, BlockCache) else None,
             began=started,
         )

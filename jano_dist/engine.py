@@ -19,7 +19,7 @@ from torch import Tensor
 from jano_dist import observe
 from jano_dist.account import branch_flops, check_fit
 from jano_dist.config import Config, change_sampling, check_prompt
-from jano_dist.degrees import choose_degrees, explain_degrees
+from jano_dist.degrees import check_policy, choose_degrees, explain_degrees
 from jano_dist.denoise import Denoiser, State
 from jano_dist.errors import UserError, name_ranks
 from jano_dist.mesh import Mesh, ranks_started
@@ -32,6 +32,7 @@ from jano_dist.snapshot import NoSnapshots, Snapshot, Snapshots
 from jano_dist.telemetry import Sampler, gather_usage, gpu_uuid, open_sampler, refuse_shared_gpus
 from jano_dist.texts import Texts
 from jano_dist.tokens.grid import Shape3
+from jano_dist.tokens.schedule import StepKind
 
 _NO_SNAPSHOTS = NoSnapshots()
 
@@ -129,6 +130,7 @@ class Engine:
         refuse_shared_gpus(everyone, gpu_uuid(device))
         self._sampler = sampler or open_sampler(gpu_uuid(device))
         self.mesh = mesh or self._arrange(geometry, device)
+        check_policy(config.policy.name, self.mesh.degrees)
         if model is None:
             check_fit(config, self.mesh.degrees, device, local_world=ranks_per_node())
         started = time.perf_counter()
@@ -148,10 +150,13 @@ class Engine:
         self._denoiser = Denoiser(config, self.model, self.mesh, self.latent_shape)
         self._texts = Texts(self.model.encode)
 
-    def share(self, config: Config) -> "Engine":
+    def share(self, config: Config, *, policies: Callable[..., Policy] | None = None) -> "Engine":
         """An engine of another config on the same ranks, weights and prepared texts.
 
         On several ranks all call it together. The mesh is shared, too, where it would be chosen alike.
+
+        Args:
+            policies: makes its policies; None: as this engine's.
 
         Raises:
             UserError: a config of another model, or one that does not fit.
@@ -159,8 +164,8 @@ class Engine:
         if config.model != self.config.model:
             raise UserError("engines share a model only where all of the config's section model is the same")
         mesh = self.mesh if _mesh_wishes(config) == _mesh_wishes(self.config) else None
-        sampler = self._sampler
-        other = Engine(config, model=self.model, mesh=mesh, policies=self._make_policy, sampler=sampler)
+        sampler, maker = self._sampler, policies or self._make_policy
+        other = Engine(config, model=self.model, mesh=mesh, policies=maker, sampler=sampler)
         other._files, other._texts = self._files, self._texts
         return other
 
@@ -234,17 +239,17 @@ class Engine:
         for note in self.model.notes(*prompts):
             observer.note(note)
         made = datetime.now(UTC).isoformat(timespec="seconds")
-        seconds = {"load": self._load_seconds}
-        self._load_seconds = 0.0  # of the first video
+        seconds, self._load_seconds = {"load": self._load_seconds}, 0.0  # of the first video
         observe.reset_peak(self.model.device)
         config = self.config.model_copy(update={"sampling": sampling})
         facts = {"prompt": prompt, "files": self._files.hex(), "config": config.model_dump(mode="json")}
+        policy = self._policy(self.model.geometry)
         with torch.inference_mode(), self._sampler.measure() as usage:
             with self._phase("encode", seconds, observer):
-                state = self._begin(prompts, sampling.seed, snapshots, facts)
+                state = self._begin(prompts, sampling.seed, policy, snapshots, facts)
             resumed = state.next_step
             with self._phase("denoise", seconds, observer):
-                self._denoiser.run(state, self._policy(self.model.geometry), observer, snapshots, facts)
+                self._denoiser.run(state, policy, observer, snapshots, facts)
             memory = self._memory(state)
             state.caches = []
             release(self.model.device)  # decoding needs the room
@@ -252,7 +257,7 @@ class Engine:
                 frames = self.model.decode(state.latent, self.mesh)
                 self.mesh.await_everyone()  # the coordinator may have decoded alone
 
-        levels = state.levels.reshape(self._denoiser.token_shape).cpu().numpy()
+        levels = state.levels.reshape(self._denoiser.token_shape)
         record = {
             "prompt": prompt,
             "config": facts["config"],
@@ -261,15 +266,17 @@ class Engine:
             **self._record(state, seconds, memory, len(prompts)),
             "telemetry": gather_usage(self.mesh, usage()),
         }
-        # The clone is an ordinary tensor; the one from inference mode could not be used in autograd.
-        return Generation(frames, state.latent.clone(), record, levels)
+        # The clone is an ordinary tensor; the one of inference mode could not be used in autograd.
+        return Generation(frames, state.latent.clone(), record, levels.cpu().numpy())
 
-    def _begin(self, prompts: list[str], seed: int, snapshots: Snapshots, facts: Mapping[str, Any]) -> State:
+    def _begin(
+        self, prompts: list[str], seed: int, policy: Policy, snapshots: Snapshots, facts: Mapping[str, Any]
+    ) -> State:
         """The state before the first step, or that of a snapshot, which spares the text encoder."""
         found = self._found(snapshots, facts)
         if found:
-            return self._denoiser.resume(found)
-        return self._denoiser.begin(self._encode(prompts), seed)
+            return self._denoiser.resume(found, policy)
+        return self._denoiser.begin(self._encode(prompts), seed, forecasts=policy.forecasts)
 
     def _encode(self, prompts: list[str]) -> Tensor:
         """Text embeddings [prompts, L, text_dim] on every rank; the coordinator makes them."""
@@ -322,7 +329,10 @@ class Engine:
         geometry, tokens = self.model.geometry, state.plan.tokens
         text = geometry.text_flops(self.config.model.max_sequence_length)
         steps = self._denoiser.step_rows(state)
-        done = text + sum(branch_flops(geometry, self.config, step["tokens"], tokens) for step in steps)
+        taken = [step for step in steps if step["kind"] != StepKind.SKIP]
+        done = text + sum(
+            branch_flops(geometry, self.config, step["tokens"], tokens, step.get("blocks")) for step in taken
+        )
         full = text + len(steps) * branch_flops(geometry, self.config, tokens, tokens)
         peak = torch.tensor(observe.peak_bytes(self.model.device))
         return {

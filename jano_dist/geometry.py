@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,14 +89,33 @@ class Geometry:
         with_kv = rows if kv_rows is None else kv_rows
         projections = 2 * d * d * (4 * rows + 2 * with_kv)  # q, o of self- and cross-attention; k, v
         ffn = 4 * rows * d * f
-        embed = 2 * tokens * d * self.channels * math.prod(self.patch)  # the patch embedding is never cut
-        time = 2 * (self.time_dim * d + d * d + 6 * d * d)
-        outside = embed + time + 2 * rows * d * self.row_width
-        return self.layers * (projections + ffn) + self.attention_flops(rows, tokens, text_tokens) + outside
+        attention = self.attention_flops(rows, tokens, text_tokens)
+        return self.layers * (projections + ffn) + attention + self._outer_flops(rows, tokens)
 
     def attention_flops(self, rows: int, tokens: int, text_tokens: int) -> int:
         """Of `forward_flops`, what attention kernels do: scores and weighted sums, of tokens and of text."""
         return self.layers * 4 * rows * self.width * (tokens + text_tokens)
+
+    def reused_flops(self, blocks: Mapping[str, int], tokens: int, text_tokens: int) -> int:
+        """FLOPs of one forward of one branch, of all tokens, through a cache inside the blocks.
+
+        `blocks` are the rows computed over all layers, by part, as a step's record has them.
+        """
+        d = self.width
+        row = {
+            "attn1": 8 * d * d + 4 * d * tokens,
+            "attn2": 4 * d * d + 4 * d * text_tokens,
+            "ffn": 4 * d * self.ffn_dim,
+            "scores": 2 * d * text_tokens,
+        }
+        return sum(row[part] * rows for part, rows in blocks.items()) + self._outer_flops(tokens, tokens)
+
+    def _outer_flops(self, rows: int, tokens: int) -> int:
+        """Outside of the blocks."""
+        d = self.width
+        embed = 2 * tokens * d * self.channels * math.prod(self.patch)  # the patch embedding is never cut
+        time = 2 * (self.time_dim * d + d * d + 6 * d * d)
+        return embed + time + 2 * rows * d * self.row_width
 
     def text_flops(self, text_tokens: int) -> int:
         """FLOPs of one branch's text projections and cross-attention K/V, done once per generation."""

@@ -18,12 +18,14 @@ class StepRecord:
 
     Attributes:
         index: from 0.
-        kind: full, refresh, moderate or active.
+        kind: full, refresh, moderate, active or blocks.
         tokens: tokens computed (of each branch) by all ranks together.
         own_tokens: those computed by this rank.
         seconds: wall time, device work included.
         comm_seconds: the part of it spent in collectives, waiting for other ranks included.
         comm_bytes: bytes this rank sent to others.
+        blocks: of a step through caches inside the blocks, the rows computed (of each branch, over all
+            layers) by part: `attn1`, `attn2`, `ffn`; and `scores`, those scored by their cross-attention.
         began: when it did, on the clock of `time.perf_counter`.
     """
 
@@ -34,6 +36,7 @@ class StepRecord:
     seconds: float
     comm_seconds: float
     comm_bytes: int
+    blocks: dict[str, int] | None = None
     began: float = field(default=0.0, compare=False)
 
 
@@ -61,6 +64,7 @@ def merge_ranks(steps: Sequence[StepRecord], tables: Tensor) -> list[dict[str, A
                 "index": step.index,
                 "kind": step.kind,
                 "tokens": step.tokens,
+                **({"blocks": step.blocks} if step.blocks else {}),
                 "seconds": max(seconds),
                 "comm_seconds": min(comm_seconds),
                 "comm_bytes": int(sum(comm_bytes)),

@@ -1,4 +1,5 @@
-"""How far one video is from another: PSNR, SSIM and, where its weights are there, LPIPS.
+"""How far one video is from another: PSNR, SSIM, FLIP and, where its weights are there, LPIPS; and how much
+one flickers.
 
 Videos are `uint8 [T, H, W, 3]`. Numbers between two mp4 files also hold what encoding took from each:
 on smooth synthetic frames a true 54 dB reads 45 dB and 44 reads 42, while 34 dB and less read right.
@@ -7,6 +8,7 @@ on smooth synthetic frames a true 54 dB reads 45 dB and 44 reads 42, while 34 dB
 import math
 import os
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +111,61 @@ def lpips(a: Frames, b: Frames) -> float | None:
         return float(metric.compute())
 
 
+def flip_unavailable_reason() -> str | None:
+    """Why FLIP cannot be computed here, in one sentence; None if it can."""
+    try:
+        import_module("flip_evaluator")
+    except Exception as problem:  # a library built for another machine may raise anything
+        return f"FLIP needs flip-evaluator ({problem})."
+    return None
+
+
+def flip(a: Frames, b: Frames) -> float | None:
+    """What is seen when two pictures alternate, 0 (equal) to 1: the mean over pixels and frames.
+
+    Andersson et al. 2020, "FLIP: a difference evaluator for alternating images", through flip-evaluator at
+    its usual viewing distance (67 pixels per degree). `a` is the reference. None if unavailable.
+
+    Raises:
+        UserError: the shapes differ.
+    """
+    _check_pair(a, b)
+    if flip_unavailable_reason() is not None:
+        return None
+    evaluate = import_module("flip_evaluator").evaluate
+    errors = [evaluate(_unit(x), _unit(y), "LDR", applyMagma=False)[1] for x, y in zip(a, b, strict=True)]
+    return float(np.mean(errors))
+
+
+def flicker(video: Frames) -> float | None:
+    """Temporal flickering as VBench defines it: 1 where nothing moves, less elsewhere; None for one frame.
+
+    (255 - MAE) / 255, MAE being the mean absolute difference of neighbouring frames. Huang et al. 2024,
+    "VBench: comprehensive benchmark suite for video generative models". Movement counts, too: compare it
+    with that of the full run.
+    """
+    if len(video) < 2:
+        return None
+    return 1 - float(np.mean([np.abs(x.astype(np.int16) - y).mean() for x, y in pairwise(video)])) / 255
+
+
+def measures(full: Frames, case: Frames) -> dict[str, float | None]:
+    """`{psnr, ssim, flip, lpips, flicker}` of a video against the full run's; None where the frames are too
+    small for a measure, or what it needs is not here.
+
+    Raises:
+        UserError: the shapes differ.
+    """
+    side = min(full.shape[1:3])
+    return {
+        "psnr": psnr(full, case),
+        "ssim": ssim(full, case) if side >= SSIM_WINDOW else None,
+        "flip": flip(full, case),
+        "lpips": lpips(full, case) if side >= LPIPS_MIN_SIDE else None,
+        "flicker": flicker(case),
+    }
+
+
 def compare(a: Frames, b: Frames) -> dict[str, Any]:
     """`{psnr, ssim, lpips, lpips_note}`; `lpips` is None with the reason in `lpips_note`, or the reverse.
 
@@ -121,6 +178,10 @@ def compare(a: Frames, b: Frames) -> dict[str, Any]:
         "lpips": lpips(a, b),
         "lpips_note": lpips_unavailable_reason(),
     }
+
+
+def _unit(frame: Frames) -> npt.NDArray[np.float32]:
+    return frame.astype(np.float32) / 255
 
 
 def _unit_nchw(frame: Frames) -> torch.Tensor:

@@ -14,7 +14,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 # Okabe and Ito's colours, told apart by colour-blind readers too.
-BLUE, YELLOW, VERMILLION = "#0072B2", "#F0E442", "#D55E00"
+BLUE, YELLOW, VERMILLION, GREEN = "#0072B2", "#F0E442", "#D55E00", "#009E73"
 LEVELS = {1: ("static", BLUE), 2: ("moderate", YELLOW), 3: ("active", VERMILLION)}
 OVERLAY_ALPHA = 0.45
 
@@ -24,7 +24,9 @@ KINDS = {
     "refresh": BLUE,
     "moderate": YELLOW,
     "active": VERMILLION,
+    "chosen": VERMILLION,
     "skip": "#DDDDDD",
+    "blocks": GREEN,
 }
 
 INK, FAINT = "#222222", "#777777"
@@ -142,9 +144,9 @@ def timeline_picture(path: Path, steps: Sequence[Mapping[str, Any]]) -> None:
 
     Args:
         path: where to write the picture.
-        steps: per step a mapping with `index` (int), `kind` (full, refresh, moderate, active or
-            skip), `tokens` (int, computed), `seconds` (float), `comm_seconds` (float, the part of them
-            spent in collectives) and `comm_bytes` (int).
+        steps: per step a mapping with `index` (int), `kind` (full, refresh, moderate, active,
+            skip or blocks), `tokens` (int, computed), `seconds` (float), `comm_seconds` (float, the part of
+            them spent in collectives) and `comm_bytes` (int).
 
     Raises:
         ValueError: no steps, or an unknown kind.

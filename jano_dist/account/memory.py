@@ -14,6 +14,15 @@ from dataclasses import dataclass
 import torch
 
 from jano_dist.config import CacheConfig, Config
+from jano_dist.config.settings import (
+    BroadcastPolicyConfig,
+    FirstBlockPolicyConfig,
+    MagCachePolicyConfig,
+    PolicyConfig,
+    TaylorSeerPolicyConfig,
+    TeaCachePolicyConfig,
+    ToCaPolicyConfig,
+)
 from jano_dist.degrees import Degrees
 from jano_dist.models.base import Geometry
 from jano_dist.models.sizes import ModelSizes
@@ -153,6 +162,30 @@ def caches_anything(config: Config) -> bool:
     return policy.name == "jano" and policy.warmup < config.sampling.steps
 
 
+def block_cache_bytes(
+    geometry: Geometry, policy: PolicyConfig, rows: int, branches: int, element: int
+) -> int:
+    """Bytes that a rank with `rows` tokens keeps inside the blocks, all its branches together.
+
+    In hidden states (rows W e): one residual per branch, with fbcache the first block's too; in every layer
+    the outputs of attention (pab), of all three parts (toca, and 16 bytes per token of scores and ages), or
+    with their differences up to the order (taylorseer).
+    """
+    hidden, layers = rows * geometry.width * element, geometry.layers
+    match policy:
+        case TeaCachePolicyConfig() | MagCachePolicyConfig():
+            return branches * hidden
+        case FirstBlockPolicyConfig():
+            return (branches + 1) * hidden
+        case TaylorSeerPolicyConfig():
+            return branches * layers * 3 * (policy.order + 1) * hidden
+        case BroadcastPolicyConfig():
+            return branches * layers * 2 * hidden
+        case ToCaPolicyConfig():
+            return branches * layers * (3 * hidden + 16 * rows)
+    return 0
+
+
 def text_bytes(geometry: Geometry, text_tokens: int, element: int) -> int:
     """Cross-attention K/V of one branch, whole on every rank (2 L text W e), and the embeddings."""
     return text_tokens * element * (2 * geometry.layers * geometry.width + geometry.text_dim)
@@ -171,6 +204,7 @@ def memory_of(sizes: ModelSizes, config: Config, degrees: Degrees) -> Memory:
     if caches_anything(config):
         kept = branches * cache_bytes(geometry, tokens, degrees, cache, element)
         working = working_bytes(geometry, tokens, degrees, cache, element)
+    inside = block_cache_bytes(geometry, config.policy, own_rows(tokens, degrees), branches, element)
     in_host = cache.device == "cpu"
     resident = {
         "transformer": here,
@@ -178,6 +212,7 @@ def memory_of(sizes: ModelSizes, config: Config, degrees: Degrees) -> Memory:
         "text K/V": branches * text_bytes(geometry, config.model.max_sequence_length, element),
         "cache": 0 if in_host else kept,
         "working buffers": working,
+        **({"block caches": inside} if inside else {}),
         "latents": _latents(geometry, tokens, element),
     }
     host = {"transformer": offloaded, "cache": kept if in_host else 0}

@@ -1,6 +1,7 @@
 """What each kind of step computes and sends, from shapes alone. Letters as in `account.memory`."""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ from jano_dist.account.memory import (
     token_count,
 )
 from jano_dist.attention.distributed import CHUNK_ROWS
-from jano_dist.config import Config, JanoPolicyConfig
+from jano_dist.config import Config, JanoPolicyConfig, UniformPolicyConfig
 from jano_dist.degrees import Degrees
 from jano_dist.errors import UserError
 from jano_dist.models.base import Geometry
@@ -97,6 +98,7 @@ def steps_of(
         StepKind.REFRESH: tokens,
         StepKind.MODERATE: round(tokens * (active + moderate)),
         StepKind.ACTIVE: round(tokens * active),
+        StepKind.SKIP: 0,
     }
     counts = _kinds(config)
     return [
@@ -110,6 +112,8 @@ def step_work(
     sizes: ModelSizes, config: Config, degrees: Degrees, kind: StepKind, rows: int, steps: int = 1
 ) -> StepWork:
     """A step of a kind that computes `rows` tokens."""
+    if kind is StepKind.SKIP:
+        return StepWork(kind.value, steps, 0, 0, 0, 0, 0, 0, Sent(0, 0, 0, 0), Calls(0, 0, 0))
     geometry, text = sizes.geometry, config.model.max_sequence_length
     tokens = token_count(geometry, config)
     own, with_kv = own_rows(rows, degrees), own_rows(kv_rows(config, rows, tokens), degrees)
@@ -136,9 +140,17 @@ def kv_rows(config: Config, rows: int, tokens: int) -> int:
     return tokens if config.cache.kind == "hidden" else rows
 
 
-def branch_flops(geometry: Geometry, config: Config, rows: int, tokens: int) -> int:
-    """FLOPs of one branch's step that computes `rows` of its `tokens`; what one GPU would do."""
+def branch_flops(
+    geometry: Geometry, config: Config, rows: int, tokens: int, blocks: Mapping[str, int] | None = None
+) -> int:
+    """FLOPs of one branch's step that computes `rows` of its `tokens`; what one GPU would do.
+
+    Args:
+        blocks: what of the blocks was computed, where a cache inside them was used (`StepRecord.blocks`).
+    """
     text = config.model.max_sequence_length
+    if blocks is not None:
+        return geometry.reused_flops(blocks, tokens, text)
     return geometry.forward_flops(rows, tokens, text, kv_rows=kv_rows(config, rows, tokens))
 
 
@@ -186,7 +198,11 @@ def collectives(sizes: ModelSizes, config: Config, degrees: Degrees, rows: int) 
 def _kinds(config: Config) -> Counter[StepKind]:
     """How many steps of each kind the policy takes."""
     policy, steps = config.policy, config.sampling.steps
-    if not isinstance(policy, JanoPolicyConfig):
+    if isinstance(policy, UniformPolicyConfig):
+        middle = max(steps - policy.warmup - policy.cooldown, 0)
+        skipped = middle - middle // policy.interval
+        return Counter({StepKind.FULL: steps - skipped, StepKind.SKIP: skipped})
+    if not isinstance(policy, JanoPolicyConfig):  # a forecast decides as it goes: at most so many
         return Counter({StepKind.FULL: steps})
     try:
         schedule = Schedule(
@@ -195,5 +211,5 @@ def _kinds(config: Config) -> Counter[StepKind]:
     except ValueError as error:
         raise UserError(str(error)) from error
     kinds = Counter(schedule.kind(step) for step in range(steps))
-    assert caches_anything(config) or set(kinds) == {StepKind.FULL}
+    assert caches_anything(config) or set(kinds) <= {StepKind.FULL, StepKind.SKIP}
     return kinds

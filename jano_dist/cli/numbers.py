@@ -5,12 +5,12 @@ The engine and the account check it all again, for programs that call them and f
 
 from collections.abc import Mapping
 
-from jano_dist.config import Config, JanoPolicyConfig
-from jano_dist.degrees import choose_degrees
+from jano_dist.config import Config, ForecastPolicyConfig, JanoPolicyConfig, UniformPolicyConfig
+from jano_dist.degrees import check_policy, choose_degrees
 from jano_dist.errors import UserError, count
 from jano_dist.geometry import quick_geometry
 from jano_dist.sampling.guidance import guidance_on
-from jano_dist.tokens.schedule import Schedule
+from jano_dist.tokens.schedule import check_middle
 
 
 def check_numbers(config: Config, *, ranks: int) -> None:
@@ -24,21 +24,18 @@ def check_numbers(config: Config, *, ranks: int) -> None:
     if geometry:
         geometry.latent_shape(config.video.frames, config.video.height, config.video.width)
         guided = guidance_on(config.sampling.guidance)
-        choose_degrees(config.mesh, world=ranks, heads=geometry.heads, guided=guided)
+        degrees = choose_degrees(config.mesh, world=ranks, heads=geometry.heads, guided=guided)
+        check_policy(config.policy.name, degrees)
 
 
 def _check_steps(config: Config) -> None:
-    policy = config.policy
-    if not isinstance(policy, JanoPolicyConfig):
+    policy, steps = config.policy, config.sampling.steps
+    if not isinstance(policy, JanoPolicyConfig | ForecastPolicyConfig | UniformPolicyConfig):
+        return
+    if policy.warmup == steps:
         return
     try:
-        Schedule(
-            config.sampling.steps,
-            policy.warmup,
-            policy.cooldown,
-            policy.static_interval,
-            policy.moderate_interval,
-        )
+        check_middle(steps, policy.warmup, policy.cooldown)
     except ValueError as error:
         raise UserError(str(error)) from error
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from jano_dist.config import Config, config_names, load_config
+from jano_dist.config import POLICIES, Config, config_names, load_config
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ _KEYS = {
 DEFAULT_CONFIG = "wan-tiny"
 CONFIG_HELP = f"One of {', '.join(config_names())}, or a .yaml file."
 
-PolicyOption = Annotated[str | None, typer.Option("--policy", help="jano or full.")]
+PolicyOption = Annotated[str | None, typer.Option("--policy", help=f"{', '.join(POLICIES)}.")]
 PresetOption = Annotated[str | None, typer.Option("--preset", help="conservative, balanced or fast.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="key=value, any config key; repeatable.")]
 CfgOption = Annotated[int | None, typer.Option("--cfg", help="2: one guidance branch per half of the ranks.")]

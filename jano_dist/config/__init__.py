@@ -2,9 +2,11 @@
 
 from jano_dist.config.load import change_config, change_sampling, config_names, load_config, parse_overrides
 from jano_dist.config.settings import (
+    POLICIES,
     CacheConfig,
     Config,
     EnhanceConfig,
+    ForecastPolicyConfig,
     FullPolicyConfig,
     JanoPolicyConfig,
     MeshConfig,
@@ -12,14 +14,17 @@ from jano_dist.config.settings import (
     RuntimeConfig,
     SamplingConfig,
     SnapshotConfig,
+    UniformPolicyConfig,
     VideoConfig,
     check_prompt,
 )
 
 __all__ = [
+    "POLICIES",
     "CacheConfig",
     "Config",
     "EnhanceConfig",
+    "ForecastPolicyConfig",
     "FullPolicyConfig",
     "JanoPolicyConfig",
     "MeshConfig",
@@ -27,6 +32,7 @@ __all__ = [
     "RuntimeConfig",
     "SamplingConfig",
     "SnapshotConfig",
+    "UniformPolicyConfig",
     "VideoConfig",
     "change_config",
     "change_sampling",

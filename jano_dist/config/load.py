@@ -34,7 +34,7 @@ def load_config(
     Args:
         name: a shipped config's name (`config_names()`) or the path of a YAML file.
         preset: a row of the file's `presets`; None takes the file's own `preset`.
-        policy: `full` or `jano`; None keeps the file's.
+        policy: a policy's name, such as `full`; None keeps the file's.
         overrides: `["a.b=c", ...]` (values are YAML) or `{"a.b": value}`; they win over all else.
 
     Raises:

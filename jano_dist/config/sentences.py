@@ -12,6 +12,8 @@ from jano_dist.config.settings import POLICIES, Config, JanoPolicyConfig
 def sentence(error: Mapping[str, Any], raw: Mapping[str, Any]) -> str:
     """One of pydantic's errors in our words: which key, what is wrong with it, what to do."""
     where = [str(part) for part in error["loc"]]
+    if not where and error["type"] == "value_error":  # one of ours, of several sections
+        return str(error["ctx"]["error"])
     if not where:  # pydantic does not say which
         return "a key in it is not valid UTF-8: correct or remove it"
     if where[0] == "policy":

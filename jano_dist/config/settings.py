@@ -1,11 +1,15 @@
 """The settings of a run as frozen pydantic models; unknown keys fail."""
 
 import operator
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from jano_dist.config.published import MAGCACHE, TEACACHE
 from jano_dist.errors import UserError
+
+_T = TypeVar("_T")
 
 
 class _Frozen(BaseModel):
@@ -89,6 +93,13 @@ class EnhanceConfig(_Frozen):
 
 
 _Edge = Annotated[_Int, Field(ge=1)]
+_Velocity = Annotated[
+    Literal["hold", "forecast"],
+    Field(
+        description="of tokens that a step does not compute: held, or on the line through their last two "
+        "where that was better last time"
+    ),
+]
 
 
 class JanoPolicyConfig(_Frozen):
@@ -105,6 +116,7 @@ class JanoPolicyConfig(_Frozen):
     moderate_threshold: _Float = Field(0.4, ge=0, le=1)
     moderate_interval: _Int = Field(4, ge=1)
     enhance: EnhanceConfig = EnhanceConfig()
+    velocity: _Velocity = "hold"
 
     @model_validator(mode="after")
     def _in_order(self) -> "JanoPolicyConfig":
@@ -116,8 +128,156 @@ class JanoPolicyConfig(_Frozen):
         return self
 
 
-PolicyConfig = Annotated[FullPolicyConfig | JanoPolicyConfig, Field(discriminator="name")]
-POLICIES: dict[str, type[BaseModel]] = {"full": FullPolicyConfig, "jano": JanoPolicyConfig}
+class ForecastPolicyConfig(_Frozen):
+    """All tokens of a step or none; the observed error of forecasts decides when to compute."""
+
+    name: Literal["forecast"] = "forecast"
+    warmup: _Int = Field(6, ge=1)
+    cooldown: _Int = Field(2, ge=0)
+    tau: _Float = Field(0.12, ge=0, description="relative error that a forecast velocity may have")
+    max_interval: _Int = Field(3, ge=1, description="steps from a computed one to the next, at most")
+
+
+class UniformPolicyConfig(_Frozen):
+    """All tokens in every n-th step, none in the others: a control."""
+
+    name: Literal["uniform"] = "uniform"
+    warmup: _Int = Field(6, ge=1)
+    cooldown: _Int = Field(2, ge=0)
+    interval: _Int = Field(2, ge=1)
+    velocity: _Velocity = "hold"
+
+
+class TeaCachePolicyConfig(_Frozen):
+    """Skip all blocks while the timestep embedding has changed little (arXiv 2411.19108)."""
+
+    name: Literal["teacache"] = "teacache"
+    threshold: _Float = Field(0.2, gt=0, description="of the summed change; 0.2 is the authors' for Wan2.1")
+    coefficients: Annotated[tuple[_Float, ...], Field(min_length=1)] = Field(
+        (1.0, 0.0), description="of the polynomial, highest power first, or a published name: wan2.1-14b"
+    )
+    embedding: Literal["time", "projected"] = Field(
+        "time", description="whose change is summed: the timestep embedding, or what the blocks get of it"
+    )
+    first_steps: _Int = Field(1, ge=1, description="always computed")
+    last_steps: _Int = Field(1, ge=0, description="always computed")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _published(cls, given: Any) -> Any:
+        name = given.get("coefficients") if isinstance(given, dict) else None
+        if not isinstance(name, str):
+            return given
+        return {
+            **_known("coefficients", name, TEACACHE),
+            **{k: given[k] for k in given if k != "coefficients"},
+        }
+
+
+class MagCachePolicyConfig(_Frozen):
+    """Skip all blocks while their residual's magnitude is known to change little (arXiv 2506.09045).
+
+    The defaults are those of the authors' script for Wan2.1.
+    """
+
+    name: Literal["magcache"] = "magcache"
+    threshold: _Float = Field(0.12, gt=0, description="of the summed error of the magnitude")
+    max_skips: _Int = Field(2, ge=1, description="steps skipped in a row")
+    retention: _Float = Field(0.2, ge=0, le=1, description="share of the steps at the start, all computed")
+    ratios: tuple[_Float, ...] = Field(
+        (), description="of every step of a full run, or a measured name: wan-tiny, wan2.1-1.3b, wan2.1-14b"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _measured(cls, given: Any) -> Any:
+        name = given.get("ratios") if isinstance(given, dict) else None
+        return {**given, "ratios": _known("ratios", name, MAGCACHE)} if isinstance(name, str) else given
+
+    @model_validator(mode="after")
+    def _given(self) -> "MagCachePolicyConfig":
+        if not self.ratios:
+            raise ValueError(
+                "policy magcache needs the model's magnitude ratios: set policy.ratios to "
+                f"{' or '.join(MAGCACHE)}, or measure them with benchmarks/magcache_ratios.py"
+            )
+        return self
+
+
+class FirstBlockPolicyConfig(_Frozen):
+    """Skip all blocks but the first while its residual has changed little (FBCache of ParaAttention)."""
+
+    name: Literal["fbcache"] = "fbcache"
+    threshold: _Float = Field(0.05, gt=0, description="relative change; 0.05 is diffusers' default")
+
+
+class TaylorSeerPolicyConfig(_Frozen):
+    """Forecast the output of every attention and FFN (arXiv 2503.06923).
+
+    The defaults are diffusers'.
+    """
+
+    name: Literal["taylorseer"] = "taylorseer"
+    interval: _Int = Field(5, ge=1, description="every so many steps all is computed")
+    order: _Int = Field(1, ge=0, le=6, description="of the Taylor expansion")
+    first_steps: _Int = Field(3, ge=1, description="always computed")
+
+
+class BroadcastPolicyConfig(_Frozen):
+    """Repeat the outputs of attention for some steps (PAB, arXiv 2408.12588).
+
+    Ranges: the authors' mildest setting for Latte (spatial 2, cross 6); timesteps: theirs for CogVideoX.
+    """
+
+    name: Literal["pab"] = "pab"
+    self_range: _Int = Field(2, ge=1, description="self-attention is computed every so many steps")
+    cross_range: _Int = Field(6, ge=1, description="cross-attention is computed every so many steps")
+    timesteps: tuple[_Int, _Int] = Field((100, 850), description="between which it is so, of 0 to 1000")
+
+
+class ToCaPolicyConfig(_Frozen):
+    """Between full steps compute FFN and cross-attention of the tokens that matter most (arXiv 2410.05317).
+
+    Intervals are those of the authors' code for OpenSora; the shares are what it makes of a ratio of 0.1.
+    """
+
+    name: Literal["toca"] = "toca"
+    interval: _Int = Field(3, ge=1, description="every so many steps self-attention and FFN are computed")
+    cross_interval: _Int = Field(6, ge=1, description="and cross-attention")
+    ratio: _Float = Field(0.15, ge=0, le=1, description="share of the tokens of the FFN in between")
+    cross_ratio: _Float = Field(0.0, ge=0, le=1, description="and of cross-attention")
+    weight: _Float = Field(0.25, ge=0, description="of the steps since a token was computed, in its score")
+    first_steps: _Int = Field(1, ge=1, description="computed in full")
+
+
+def _known(key: str, name: str, table: Mapping[str, _T]) -> _T:
+    if name not in table:
+        raise ValueError(f"there are no {key} {name!r}: choose one of {', '.join(table)}, or give numbers")
+    return table[name]
+
+
+_BlocksConfig = (
+    TeaCachePolicyConfig
+    | MagCachePolicyConfig
+    | FirstBlockPolicyConfig
+    | TaylorSeerPolicyConfig
+    | BroadcastPolicyConfig
+    | ToCaPolicyConfig
+)
+PolicyConfig = Annotated[
+    FullPolicyConfig | JanoPolicyConfig | ForecastPolicyConfig | UniformPolicyConfig | _BlocksConfig,
+    Field(discriminator="name"),
+]
+BLOCK_POLICIES: dict[str, type[BaseModel]] = {
+    policy.model_fields["name"].default: policy for policy in get_args(_BlocksConfig)
+}
+POLICIES: dict[str, type[BaseModel]] = {
+    "full": FullPolicyConfig,
+    "jano": JanoPolicyConfig,
+    "forecast": ForecastPolicyConfig,
+    "uniform": UniformPolicyConfig,
+    **BLOCK_POLICIES,
+}
 
 
 class MeshConfig(_Frozen):
@@ -173,6 +333,15 @@ class Config(_Frozen):
     runtime: RuntimeConfig = RuntimeConfig()
     snapshot: SnapshotConfig = SnapshotConfig()
     preset: str | None = None
+
+    @model_validator(mode="after")
+    def _blocks_at_hand(self) -> "Config":
+        if self.policy.name in BLOCK_POLICIES and self.model.weights == "group_offload":
+            raise ValueError(
+                f"policy {self.policy.name} skips blocks, which model.weights group_offload fetches ahead: "
+                "set model.weights to replicated or fsdp"
+            )
+        return self
 
 
 def check_prompt(prompt: object) -> None:

@@ -9,10 +9,14 @@ pick the computed rows, and attention processors keep what the other rows left b
     attn2         -> cross-attention with the text K/V kept
     proj_out      output  -> the result, [n, P]
 
+Where the cache is one inside the blocks, every block and its parts are handed to it before they run.
+
 Shapes: N tokens, n computed rows, H heads, D head dimension, L text tokens.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +26,8 @@ from jano_dist.attention.distributed import Attend, attend_locally
 from jano_dist.attention.kernels import attention
 from jano_dist.cache import Cache, LayerKV, NoCache, Rope
 from jano_dist.models.base import Branch, TextKV
+from jano_dist.reuse import BlockCache
+from jano_dist.reuse.base import PARTS
 from jano_dist.tokens.grid import Shape3
 
 
@@ -32,6 +38,7 @@ class _Call:
     rows: Tensor  # int64 [n]
     tokens: int
     output: Tensor
+    time: Tensor
 
 
 class SelfAttention:
@@ -62,6 +69,7 @@ class CrossAttention:
     """Processor of `attn2`: the text's keys and values are constant over a generation and kept."""
 
     text: TextKV
+    heard: Callable[[Tensor, Tensor], None] | None = None  # is told the queries and keys
 
     def __call__(
         self,
@@ -78,7 +86,10 @@ class CrossAttention:
             return _heads(attn.norm_k(attn.to_k(text)), attn.heads), _heads(attn.to_v(text), attn.heads)
 
         q_nhd = _heads(attn.norm_q(attn.to_q(hidden_states[0])), attn.heads)
-        return _output(attn, attention(q_nhd, *self.text.get(project)))
+        k_nhd, v_nhd = self.text.get(project)
+        if self.heard is not None:
+            self.heard(q_nhd, k_nhd)
+        return _output(attn, attention(q_nhd, k_nhd, v_nhd))
 
 
 class WanTransformer:
@@ -92,6 +103,7 @@ class WanTransformer:
     def __init__(self, transformer: Any) -> None:
         self.module = transformer
         self._call: _Call
+        self._reuse: BlockCache | None = None
         self._self_attention = [SelfAttention() for _ in transformer.blocks]
         self._cross_attention = [CrossAttention() for _ in transformer.blocks]
         for block, own, cross in zip(
@@ -99,6 +111,14 @@ class WanTransformer:
         ):
             block.attn1.set_processor(own)
             block.attn2.set_processor(cross)
+        for layer, block in enumerate(transformer.blocks):
+            for name in PARTS:
+                part = getattr(block, name)
+                part.forward = self._through_part(layer, name, part.forward)
+            block.forward = self._through_block(layer, block.forward)
+        embedder = transformer.condition_embedder
+        embedder.time_embedder.register_forward_hook(self._note_time)
+        embedder.time_proj.register_forward_hook(self._begin_reuse)
         transformer.rope.register_forward_hook(self._pick_rope)
         transformer.blocks[0].register_forward_pre_hook(self._pick_hidden)
         transformer.proj_out.register_forward_hook(self._take_output)
@@ -127,7 +147,7 @@ class WanTransformer:
         tokens = 1
         for size, edge in zip(latent.shape[1:], patch, strict=True):
             tokens *= size // edge
-        self._call = _Call(rows, tokens, latent.new_empty(0))
+        self._call = _Call(rows, tokens, latent.new_empty(0), latent.new_empty(0))
         self._bind(cache, branch.layers, attend)
         try:
             self.module(
@@ -151,8 +171,34 @@ class WanTransformer:
     def _bind(self, cache: Cache, text: list[TextKV], attend: Attend) -> None:
         for own, kv in zip(self._self_attention, cache.layers, strict=True):
             own.kv, own.attend = kv, attend
-        for cross, layer in zip(self._cross_attention, text, strict=True):
+        self._reuse = cache if isinstance(cache, BlockCache) else None
+        listener = self._reuse if self._reuse is not None and self._reuse.listens else None
+        for index, (cross, layer) in enumerate(zip(self._cross_attention, text, strict=True)):
             cross.text = layer
+            cross.heard = partial(listener.attended, index) if listener else None
+
+    def _through_block(self, layer: int, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def through(x: Tensor, *rest: Any, **options: Any) -> Tensor:
+            if self._reuse is None:
+                return forward(x, *rest, **options)
+            return self._reuse.block(layer, x, lambda rows: forward(rows, *rest, **options))
+
+        return through
+
+    def _through_part(self, layer: int, name: str, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def through(x: Tensor, *rest: Any, **options: Any) -> Tensor:
+            if self._reuse is None:
+                return forward(x, *rest, **options)
+            return self._reuse.part(layer, name, x, lambda rows: forward(rows, *rest, **options))
+
+        return through
+
+    def _note_time(self, module: nn.Module, args: Any, output: Tensor) -> None:
+        self._call.time = output
+
+    def _begin_reuse(self, module: nn.Module, args: Any, output: Tensor) -> None:
+        if self._reuse is not None:
+            self._reuse.begin(self._call.time, output)
 
     def _pick_rope(self, module: nn.Module, args: Any, output: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
         return tuple(table.index_select(1, self._call.rows) for table in output)  # [1, n, 1, D]

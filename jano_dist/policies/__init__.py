@@ -4,11 +4,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from jano_dist.policies.base import Policy
+from jano_dist.policies.blocks import BlockPolicy
+from jano_dist.policies.forecast import ForecastPolicy
 from jano_dist.policies.full import FullPolicy
 from jano_dist.policies.jano import JanoPolicy
+from jano_dist.policies.uniform import UniformPolicy
+from jano_dist.reuse import METHODS
 from jano_dist.tokens.grid import Shape3
 
-__all__ = ["Policy", "make_policy"]
+__all__ = ["BlockPolicy", "Policy", "make_policy"]
 
 
 def make_policy(settings: Mapping[str, Any], *, steps: int, latent: Shape3, patch: Shape3) -> Policy:
@@ -23,6 +27,12 @@ def make_policy(settings: Mapping[str, Any], *, steps: int, latent: Shape3, patc
         ValueError: settings that do not fit the video or the number of steps.
         KeyError: an unknown name.
     """
-    builders: dict[str, Callable[..., Policy]] = {"full": FullPolicy.build, "jano": JanoPolicy.build}
+    builders: dict[str, Callable[..., Policy]] = {
+        "full": FullPolicy.build,
+        "jano": JanoPolicy.build,
+        "forecast": ForecastPolicy.build,
+        "uniform": UniformPolicy.build,
+        **{name: BlockPolicy.builder(name) for name in METHODS},
+    }
     options = {key: value for key, value in settings.items() if key != "name"}
     return builders[settings["name"]](steps=steps, latent=latent, patch=patch, **options)

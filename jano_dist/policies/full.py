@@ -1,12 +1,11 @@
 """Every step computes every token: the reference all others are compared with."""
 
-from torch import Tensor
-
+from jano_dist.policies.base import Policy
 from jano_dist.tokens.grid import Shape3
 from jano_dist.tokens.schedule import StepKind
 
 
-class FullPolicy:
+class FullPolicy(Policy):
     """Nothing is ever skipped."""
 
     @classmethod
@@ -16,9 +15,6 @@ class FullPolicy:
 
     def decide(self, step: int) -> StepKind:
         return StepKind.FULL
-
-    def observe(self, step: int, velocity: Tensor) -> Tensor | None:
-        return None
 
     def starts_afresh(self, step: int) -> bool:
         return True

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from jano_dist.policies.base import Policy
 from jano_dist.tokens.complexity import block_scores, enhance, last_change, token_levels
 from jano_dist.tokens.grid import Shape3, TokenGrid
 from jano_dist.tokens.schedule import Schedule, StepKind
@@ -14,7 +15,7 @@ from jano_dist.tokens.schedule import Schedule, StepKind
 Score = Callable[[Tensor, Shape3], Tensor]
 
 
-class JanoPolicy:
+class JanoPolicy(Policy):
     """Keeps the warm-up velocities, makes the map at the end of the warm-up, then follows the schedule.
 
     Args:
@@ -22,12 +23,19 @@ class JanoPolicy:
         grid: the latent's tokens and blocks.
         score: (velocities [S, C, T, H, W], block) -> block scores [nt, nh, nw].
         levels: block scores -> complexity map uint8 [N].
+        forecasts: see `Policy`.
     """
 
     def __init__(
-        self, schedule: Schedule, grid: TokenGrid, score: Score, levels: Callable[[Tensor], Tensor]
+        self,
+        schedule: Schedule,
+        grid: TokenGrid,
+        score: Score,
+        levels: Callable[[Tensor], Tensor],
+        *,
+        forecasts: bool = False,
     ) -> None:
-        self.schedule, self.grid = schedule, grid
+        self.schedule, self.grid, self.forecasts = schedule, grid, forecasts
         self._score, self._levels = score, levels
         self._velocities: list[Tensor] = []
 
@@ -48,6 +56,7 @@ class JanoPolicy:
         moderate_threshold: float,
         moderate_interval: int,
         enhance: Mapping[str, Any],
+        velocity: str = "hold",
     ) -> "JanoPolicy":
         """From the settings of the config; see `make_policy`."""
         schedule = Schedule(steps, warmup, cooldown, static_interval, moderate_interval)
@@ -66,7 +75,7 @@ class JanoPolicy:
         levels = partial(
             _levels, grid=grid, enhancement=enhance, thresholds=(static_threshold, moderate_threshold)
         )
-        return cls(schedule, grid, scores[score], levels)
+        return cls(schedule, grid, scores[score], levels, forecasts=velocity == "forecast")
 
     def decide(self, step: int) -> StepKind:
         return self.schedule.kind(step)

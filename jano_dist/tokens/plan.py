@@ -15,6 +15,8 @@ _LOWEST_LEVEL = {
     StepKind.REFRESH: STATIC,
     StepKind.MODERATE: MODERATE,
     StepKind.ACTIVE: ACTIVE,
+    StepKind.BLOCKS: STATIC,
+    StepKind.SKIP: ACTIVE + 1,
 }
 
 
@@ -111,7 +113,20 @@ class TokenPlan:
         counts = tuple(sum(map(len, own)) for own in runs)
         size = ranks // shards
         moves = tuple(_moves(runs[shard * size : (shard + 1) * size]) for shard in range(shards))
-        return Deal(torch.cat(rows), counts, moves)
+        return Deal(torch.cat([self.order[:0], *rows]), counts, moves)
+
+    def deal_chosen(self, chosen: Tensor, ranks: int, shards: int = 1) -> Deal:
+        """Like `deal`, for tokens chosen bool [N] for one step: each is computed by the rank that has it."""
+        every = self.deal(StepKind.REFRESH, ranks, shards)
+        parts = every.rows.split(every.counts)
+        kept = [chosen[part] for part in parts]
+        size, moves = ranks // shards, []
+        for shard, own in enumerate(every.moves):
+            places = torch.cat([torch.arange(0), *(torch.arange(to, to + length) for _, to, length in own)])
+            mask = torch.cat(kept[shard * size : (shard + 1) * size]).cpu()
+            moves.append(_runs(places[mask].tolist()))
+        rows = torch.cat([part[mask] for part, mask in zip(parts, kept, strict=True)])
+        return Deal(rows, tuple(int(mask.sum()) for mask in kept), tuple(moves))
 
     def digest(self) -> bytes:
         """32 bytes that tell two plans apart."""
@@ -122,6 +137,17 @@ class TokenPlan:
         """Fraction of the tokens at each level; the three sum to 1."""
         names = {"static": STATIC, "moderate": MODERATE, "active": ACTIVE}
         return {name: self.counts[level] / self.tokens for name, level in names.items()}
+
+
+def _runs(places: list[int]) -> tuple[tuple[int, int, int], ...]:
+    """Where rows that lie one after the other go, as (from, to, length); neighbours are joined."""
+    moves: list[tuple[int, int, int]] = []
+    for source, place in enumerate(places):
+        if moves and moves[-1][1] + moves[-1][2] == place:
+            moves[-1] = (*moves[-1][:2], moves[-1][2] + 1)
+        else:
+            moves.append((source, place, 1))
+    return tuple(moves)
 
 
 def _moves(runs: list[list[range]]) -> tuple[tuple[int, int, int], ...]:

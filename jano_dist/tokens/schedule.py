@@ -11,6 +11,9 @@ class StepKind(StrEnum):
     REFRESH = "refresh"  # all tokens, cache rewritten
     MODERATE = "moderate"  # active and moderate tokens
     ACTIVE = "active"  # active tokens only
+    CHOSEN = "chosen"  # tokens that a policy chooses for this step; their part of the cache is rewritten
+    SKIP = "skip"  # none: the transformer does not run
+    BLOCKS = "blocks"  # all tokens, through caches inside the blocks
 
 
 @dataclass(frozen=True)
@@ -36,12 +39,8 @@ class Schedule:
     moderate_interval: int
 
     def __post_init__(self) -> None:
-        if self.warmup != self.steps and self.steps <= self.warmup + self.cooldown:
-            leaves = "step leaves" if self.steps == 1 else "steps leave"
-            raise ValueError(
-                f"{self.steps} {leaves} nothing between {self.warmup} warm-up and {self.cooldown} "
-                "cool-down steps: use more steps, or lower policy.warmup or policy.cooldown"
-            )
+        if self.warmup != self.steps:
+            check_middle(self.steps, self.warmup, self.cooldown)
         if min(self.static_interval, self.moderate_interval) < 1:
             raise ValueError("policy.static_interval and policy.moderate_interval must be 1 or more")
 
@@ -57,3 +56,17 @@ class Schedule:
         if offset % self.moderate_interval == 0:
             return StepKind.MODERATE
         return StepKind.ACTIVE
+
+
+def check_middle(steps: int, warmup: int, cooldown: int) -> None:
+    """Make sure that something is left between warm-up and cool-down.
+
+    Raises:
+        ValueError: nothing is.
+    """
+    if steps <= warmup + cooldown:
+        leaves = "step leaves" if steps == 1 else "steps leave"
+        raise ValueError(
+            f"{steps} {leaves} nothing between {warmup} warm-up and {cooldown} "
+            "cool-down steps: use more steps, or lower policy.warmup or policy.cooldown"
+        )

@@ -3,12 +3,15 @@
 import torch
 import torch.distributed as dist
 
+from jano_dist.policies import Policy
 from jano_dist.tokens.schedule import StepKind
 
+CHOSEN = 0.4  # share of the tokens that a step of this kind computes
+CHOOSING = ("full", "refresh", "chosen", "chosen", "skip", "active", "chosen", "refresh", "chosen")
 MAP_KINDS = ("full", "refresh", "active", "moderate", "full", "active", "refresh", "moderate")
 
 
-class FollowMap:
+class FollowMap(Policy):
     """Policy: steps of these kinds on a map of these sizes, tokens in random order.
 
     Only the coordinator may ask it anything.
@@ -21,6 +24,11 @@ class FollowMap:
 
     def __call__(self, settings, **facts):
         return self
+
+    def choose(self, step):
+        assert not dist.is_initialized() or dist.get_rank() == 0
+        random = torch.rand(len(self.levels), generator=torch.Generator().manual_seed(step))
+        return random < CHOSEN
 
     def decide(self, step):
         assert not dist.is_initialized() or dist.get_rank() == 0

@@ -14,6 +14,7 @@ from jano_dist.errors import RunError
 from jano_dist.mesh import Mesh, Traffic
 from jano_dist.models import Branch, Geometry
 from jano_dist.observe import NullObserver, StepRecord
+from jano_dist.policies import Policy
 from jano_dist.snapshot import NoSnapshots
 from jano_dist.tokens.plan import TokenPlan
 from jano_dist.tokens.schedule import StepKind
@@ -101,7 +102,7 @@ class TwoLayers:
         return whole(rows)
 
 
-class Follow:
+class Follow(Policy):
     """Policy: `KINDS` and `MAPS`. Only the coordinator may ask; it is shown the velocity [C, T, H, W]."""
 
     def __init__(self, mesh):

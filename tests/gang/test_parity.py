@@ -21,7 +21,7 @@ from jano_dist.models.wan_pipeline import model_folder
 from jano_dist.observe import NullObserver
 from jano_dist.tokens.plan import TokenPlan
 from tests.gang.harness import Leave, gang
-from tests.gang.maps import MAP_KINDS, FollowMap
+from tests.gang.maps import CHOOSING, MAP_KINDS, FollowMap
 from tests.parity.diffusers_pipeline import wan_tiny_pipeline
 
 PROMPT = "a red ball moves left over a navy striped background"
@@ -108,6 +108,9 @@ def maps(split):
         model, results[name] = generate(
             split, "full", "image", model, FollowMap(*sizes), **{"sampling.steps": len(MAP_KINDS)}
         )
+    model, results["choosing"] = generate(
+        split, "full", "image", model, FollowMap(9, 10, 16, CHOOSING), **{"sampling.steps": len(CHOOSING)}
+    )
     return results
 
 
@@ -457,6 +460,8 @@ def test_odd_maps(alone, split):
         assert [step["tokens"] for step in steps] == [tokens.get(kind, active) for kind in MAP_KINDS]
         for step in steps[2:]:
             assert step["comm_bytes"] == step_bytes(step["tokens"], 35, split)
+    assert_same_video([rank["choosing"] for rank in ranks], alone["choosing"])
+    assert [step["kind"] for step in ranks[0]["choosing"][2]["steps"]] == list(CHOOSING)
 
 
 def test_without_guidance_two_ranks_share_the_one_branch(diffusers_latents):

@@ -23,9 +23,22 @@ JANO = {
     "policy.moderate_interval": 2,
 }
 # Before which steps a snapshot may be taken, by DESIGN section 5: refreshes (the first ends the warm-up), the
-# cool-down, where no cache is read, and when only decoding is left; with `full` before any step.
-BOUNDARIES = {"jano": [3, 7, 11, 12, 13, 14], "full": list(range(1, STEPS + 1))}
-TRIED = {"jano": [3, 7, 11, 12, 14], "full": [1, 8, 14]}
+# cool-down, where no cache is read, and when only decoding is left; with `full` before
+# any step, too, and with `forecast`, whose velocities go with it.
+EVERYWHERE = list(range(1, STEPS + 1))
+BOUNDARIES = {
+    "jano": [3, 7, 11, 12, 13, 14],
+    "full": EVERYWHERE,
+    "forecast": EVERYWHERE,
+    "pab": [4, 8, 12, 14],
+}
+TRIED = {"jano": [3, 7, 11, 12, 14], "full": [1, 8, 14], "forecast": [2, 6, 7, 8, 12], "pab": [4, 12]}
+FORECAST = {"policy.warmup": 3, "policy.cooldown": 1, "policy.tau": 2.0, "policy.max_interval": 4}
+
+
+# Where both attentions are computed anew.
+PAB = {"policy.self_range": 2, "policy.cross_range": 4, "policy.timesteps": [0, 1001]}
+SETTINGS = {"jano": JANO, "forecast": FORECAST, "pab": PAB}
 
 
 class Shelf:
@@ -54,7 +67,7 @@ class Steps(NullObserver):
 
 def config(policy, **overrides):
     small = {"video.frames": 9, "video.height": 48, "video.width": 80, "sampling.steps": STEPS}
-    small |= {"model.vae_parallel": "single"} | (JANO if policy == "jano" else {})
+    small |= {"model.vae_parallel": "single"} | SETTINGS.get(policy, {})
     return load_config("wan-tiny", policy=policy, overrides={**small, **overrides})
 
 
@@ -134,8 +147,8 @@ def test_what_is_kept_is_the_state_and_no_cache():
     assert sizes == {
         "text": 2 * TEXT_TOKENS * TEXT_DIM * 4,
         "latent": channels * positions * 4,
-        "velocity": tokens * 4 * channels * 4,
-        "sigmas": tokens * 4,
+        "velocity.rows": tokens * 4 * channels * 4,
+        "velocity.sigmas": tokens * 4,
         "levels": tokens,
     }
     # UniPC of order 2: two model outputs and the last sample, whole; and tables of a value per step.

@@ -17,6 +17,7 @@ from jano_dist import Engine, load_config
 from jano_dist.errors import PeerLost, UserError
 from jano_dist.models import load_model
 from jano_dist.models.wan_pipeline import model_folder
+from jano_dist.policies import Policy
 from jano_dist.tokens.schedule import StepKind
 from tests.gang.harness import Leave, gang
 
@@ -36,7 +37,7 @@ WEIGHTS = ("replicated", "fsdp", "group_offload")
 POLICIES = ("full", "jano", "one active token")
 
 
-class OneActiveToken:
+class OneActiveToken(Policy):
     """Policy: a map with a single active token, so that most ranks compute nothing in active steps."""
 
     def __call__(self, settings, **facts):

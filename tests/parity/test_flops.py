@@ -92,6 +92,23 @@ def test_the_record_is_torchs_count_and_the_written_out_one(engine, policy, kind
 
 
 @pytest.mark.parametrize(
+    ("policy", "settings"),
+    [
+        ("teacache", {"threshold": 0.1}),
+        ("magcache", {"ratios": "wan2.1-1.3b"}),
+        ("fbcache", {"threshold": 0.3}),
+        ("taylorseer", {}),
+        ("pab", {}),
+        ("toca", {"cross_ratio": 0.2}),
+    ],
+)
+def test_work_inside_the_blocks_is_torchs_count(engine, policy, settings):
+    settings = {f"policy.{name}": value for name, value in settings.items()}
+    record, total = counted(engine(policy, {"sampling.guidance": 4.0, **settings}))
+    assert record["flops"]["done"] == total < 0.9 * record["flops"]["full"]
+
+
+@pytest.mark.parametrize(
     ("tokens", "petaflop", "attention_share"), [(32_760, 1.678, 0.52), (75_600, 6.523, 0.72)]
 )
 def test_published_cost_of_a_14b_forward(tokens, petaflop, attention_share):

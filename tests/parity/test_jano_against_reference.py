@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from jano_dist import Engine, load_config
-from jano_dist.policies import make_policy
+from jano_dist.policies import Policy, make_policy
 from jano_dist.sampling.velocity import VelocityRows
 from jano_dist.tokens.schedule import StepKind
 from tests.parity.jano_reference import LOWEST, complexity_map, jano
@@ -139,7 +139,7 @@ def test_video(reference, engine, name, kind):
     assert (ours.latents - theirs.latent).abs().max() <= 1e-5
 
 
-class Follow:
+class Follow(Policy):
     """Policy: another one's maps, and steps of these kinds."""
 
     def __init__(self, policy, kinds):

@@ -44,7 +44,8 @@ def test_the_natural_plan_computes_everything():
     plan = TokenPlan.natural(4)
     assert plan.order.dtype == torch.int64
     assert plan.order.tolist() == [0, 1, 2, 3]
-    assert [plan.count(kind) for kind in StepKind] == [4, 4, 4, 4]
+    assert [plan.count(kind) for kind in LOWEST] == [4, 4, 4, 4]
+    assert plan.count(StepKind.SKIP) == 0
     assert plan.shares() == {"static": 0.0, "moderate": 0.0, "active": 1.0}
     assert plan.tokens == 4
     with torch.device("meta"):  # where anything made on the default device would be
@@ -180,7 +181,7 @@ def test_a_deal_over_shards_by_hand():
 
 def test_one_rank_computes_the_plan_as_it_is():
     plan = plan_of([1, 3, 2, 3, 1, 2, 3])
-    for kind in StepKind:
+    for kind in LOWEST:
         deal = plan.deal(kind, 1)
         assert deal.rows.tolist() == deal.own(0).tolist() == plan.rows(kind).tolist()
         assert deal.moves == (((0, 0, plan.count(kind)),),)
@@ -222,7 +223,7 @@ def test_a_rank_computes_a_prefix_of_what_it_computes_in_a_larger_step(levels, r
 def test_a_token_lies_in_the_same_place_whatever_the_step(levels, shards, size):
     plan = plan_of(levels)
     for shard in range(shards):
-        deals = {kind: plan.deal(kind, shards * size, shards) for kind in StepKind}
+        deals = {kind: plan.deal(kind, shards * size, shards) for kind in LOWEST}
         rows = {kind: shard_rows(deal, shard, size) for kind, deal in deals.items()}
         buffer = [None] * len(rows[StepKind.REFRESH])
         write(buffer, rows[StepKind.REFRESH], deals[StepKind.REFRESH].moves[shard])
@@ -233,6 +234,27 @@ def test_a_token_lies_in_the_same_place_whatever_the_step(levels, shards, size):
             places = write(buffer, rows[kind], deals[kind].moves[shard])
             assert buffer == before
             assert sorted(places) == list(range(len(rows[kind])))  # what a step writes is a prefix
+
+
+@given(maps_to_deal, st.integers(1, 4), st.integers(1, 4), st.randoms())
+def test_chosen_tokens_stay_with_their_ranks_and_in_their_places(levels, shards, size, random):
+    plan, chosen = plan_of(levels), [random.random() < 0.4 for _ in levels]
+    deal = plan.deal_chosen(torch.tensor(chosen, dtype=torch.bool), shards * size, shards)
+    every = plan.deal(StepKind.REFRESH, shards * size, shards)
+    assert own_rows(deal) == [[token for token in own if chosen[token]] for own in own_rows(every)]
+    for shard in range(shards):
+        rows = shard_rows(every, shard, size)
+        buffer = [None] * len(rows)
+        write(buffer, rows, every.moves[shard])
+        fresh = [None] * len(rows)
+        write(fresh, shard_rows(deal, shard, size), deal.moves[shard])
+        assert fresh == [token if chosen[token] else None for token in buffer]
+
+
+@dealt
+def test_a_step_that_is_skipped_computes_nothing(levels, ranks):
+    deal = plan_of(levels).deal(StepKind.SKIP, ranks)
+    assert (deal.rows.tolist(), deal.counts, deal.moves) == ([], (0,) * ranks, ((),))
 
 
 @sharded

@@ -1,5 +1,7 @@
 """Every setting of a policy reaches its place: against the method written a second time (reference.py)."""
 
+import json
+import math
 import re
 
 import numpy as np
@@ -159,3 +161,71 @@ def test_full_computes_all_and_never_makes_a_map():
     policy = make_policy({"name": "full"}, steps=STEPS, latent=LATENT, patch=PATCH)
     assert [policy.decide(step) for step in range(STEPS)] == [StepKind.FULL] * STEPS
     assert run(policy, history()) == [None] * STEPS
+
+
+class TestUniform:
+    @pytest.mark.parametrize("interval", [1, 2, 3, 5])
+    def test_every_so_many_steps(self, interval):
+        policy = make_policy(
+            {"name": "uniform", "warmup": 4, "cooldown": 2, "interval": interval, "velocity": "hold"},
+            steps=20, latent=LATENT, patch=PATCH,
+        )  # fmt: skip
+        pattern = (["skip"] * (interval - 1) + ["full"]) * 20
+        assert [policy.decide(step) for step in range(20)] == ["full"] * 4 + pattern[:14] + ["full"] * 2
+        assert not policy.forecasts
+
+    def test_nothing_between(self):
+        settings = {"name": "uniform", "warmup": 4, "cooldown": 2, "interval": 2, "velocity": "forecast"}
+        with pytest.raises(ValueError, match="6 steps leave nothing between 4 warm-up and 2 cool-down steps"):
+            make_policy(settings, steps=6, latent=LATENT, patch=PATCH)
+
+
+class TestForecast:
+    """Against the rule as words say it, step by step."""
+
+    def build(self):
+        settings = {"name": "forecast", "warmup": 4, "cooldown": 2, "tau": 0.1, "max_interval": 5}
+        return make_policy(settings, steps=30, latent=LATENT, patch=PATCH)
+
+    def computed(self, policy, errors, first=0, end=30):
+        steps = []
+        for step in range(first, end):
+            if policy.decide(step) == "full":
+                steps.append(step)
+                policy.learn(step, errors[step])
+        return steps
+
+    def rule(self, errors, tau=0.1, most=5):
+        steps = list(range(4))
+        while steps[-1] < 28:
+            n, e = steps[-1] - steps[-2], errors[steps[-1]]
+            reach = n * math.sqrt(tau / e)
+            steps.append(steps[-1] + max(1, min(math.floor(reach), most, 2 * n)))
+        return [step for step in steps if step < 28] + [28, 29]
+
+    @pytest.mark.parametrize("seed", range(8))
+    def test_the_rule(self, seed):
+        errors = (10 ** np.random.default_rng(seed).uniform(-3, 0, 30)).tolist()
+        assert self.computed(self.build(), errors) == self.rule(errors)
+
+    @pytest.mark.parametrize(
+        ("errors", "wanted"),
+        [
+            ([1.0] * 30, list(range(30))),
+            ([1e-9] * 30, [0, 1, 2, 3, 5, 9, 14, 19, 24, 28, 29]),  # twice as far each time, then 5
+            ([0.0] * 30, [0, 1, 2, 3, 5, 9, 14, 19, 24, 28, 29]),
+            ([0.02] * 30, [0, 1, 2, 3, 5, 9, 14, 19, 24, 28, 29]),  # sqrt(5) times as far is more than twice
+            ([0.1] * 30, list(range(30))),
+        ],
+    )
+    def test_known_walks(self, errors, wanted):
+        assert self.computed(self.build(), errors) == wanted
+
+    def test_memory(self):
+        errors = (10 ** np.random.default_rng(3).uniform(-3, 0, 30)).tolist()
+        whole = self.computed(self.build(), errors)
+        for cut in range(1, 30):
+            first, second = self.build(), self.build()
+            before = self.computed(first, errors, end=cut)
+            second.recall(json.loads(json.dumps(first.memory())))
+            assert before + self.computed(second, errors, cut) == whole

@@ -10,7 +10,18 @@ import torch
 from skimage.metrics import structural_similarity
 
 from jano_dist.errors import UserError
-from jano_dist.quality import compare, load_frames, lpips, lpips_unavailable_reason, psnr, ssim
+from jano_dist.quality import (
+    compare,
+    flicker,
+    flip,
+    flip_unavailable_reason,
+    load_frames,
+    lpips,
+    lpips_unavailable_reason,
+    measures,
+    psnr,
+    ssim,
+)
 
 MODULES = (
     "torchmetrics",
@@ -62,7 +73,7 @@ def test_ssim_is_the_mean_over_frames() -> None:
     assert 1 / 3 < ssim(a, b) < 0.5
 
 
-@pytest.mark.parametrize("metric", [psnr, ssim, lpips, compare])
+@pytest.mark.parametrize("metric", [psnr, ssim, flip, lpips, compare, measures])
 def test_sizes_that_differ_are_both_named(metric: object) -> None:
     with pytest.raises(UserError, match=r"3 frames of 48x40 and 2 frames of 48x40"):
         metric(noise(0), noise(0, frames=2))  # type: ignore[operator]
@@ -148,3 +159,76 @@ def test_what_is_no_video_is_named(tmp_path: Path) -> None:
     (tmp_path / "text.mp4").write_text("no video")
     with pytest.raises(UserError, match="cannot be read"):
         load_frames(tmp_path / "text.mp4")
+
+
+def flat_flip(a: tuple[int, int, int], b: tuple[int, int, int]) -> float:
+    """FLIP of two flat pictures by the paper (section 4): filters leave them alone and no feature differs, so
+    only the colours' distance is left, HyAB in Hunt-adjusted CIELab, remapped and to the power 0.7."""
+    rows = "0.4124564 0.3575761 0.1804375; 0.2126729 0.7151522 0.0721750; 0.0193339 0.1191920 0.9503041"
+    to_xyz = np.array([[float(each) for each in row.split()] for row in rows.split(";")])
+    white = to_xyz @ np.ones(3)
+
+    def lab(colour: np.ndarray) -> np.ndarray:
+        ratio = to_xyz @ colour / white
+        f = np.where(ratio > (6 / 29) ** 3, np.cbrt(ratio), ratio / (3 * (6 / 29) ** 2) + 4 / 29)
+        lightness = 116 * f[1] - 16
+        hunt = 0.01 * lightness * np.array([500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
+        return np.array([lightness, *hunt])
+
+    def linear(colour: tuple[int, int, int]) -> np.ndarray:
+        unit = np.array(colour) / 255
+        return np.where(unit <= 0.04045, unit / 12.92, ((unit + 0.055) / 1.055) ** 2.4)
+
+    def hyab(x: np.ndarray, y: np.ndarray) -> float:
+        return float(abs(x[0] - y[0]) + np.hypot(*(x - y)[1:]))
+
+    exponent, cut, height = 0.7, 0.4, 0.95  # q_c, p_c and p_t
+    largest = hyab(lab(np.array([0.0, 1, 0])), lab(np.array([0.0, 0, 1]))) ** exponent
+    distance = hyab(lab(linear(a)), lab(linear(b))) ** exponent
+    if distance < cut * largest:
+        return height / (cut * largest) * distance
+    return height + (distance - cut * largest) / (largest - cut * largest) * (1 - height)
+
+
+@pytest.mark.parametrize(
+    ("a", "b"), [((0, 0, 0), (255, 255, 255)), ((200, 30, 40), (190, 60, 40)), ((90, 90, 90), (92, 92, 92))]
+)
+def test_flip_of_flat_frames(a: tuple[int, int, int], b: tuple[int, int, int]) -> None:
+    pictures = [np.full((1, 24, 24, 3), colour, np.uint8) for colour in (a, b)]
+    assert flip(*pictures) == pytest.approx(flat_flip(a, b), rel=2e-3)
+
+
+def test_flip_is_the_mean_over_frames() -> None:
+    a, b = noise(0), noise(1)
+    assert flip(a, a) == 0
+    frames = [flip(a[i : i + 1], b[i : i + 1]) for i in range(3)]
+    assert flip(a, b) == pytest.approx(np.mean(frames))
+    assert max(frames) > min(frames) > 0
+
+
+def test_flip_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "flip_evaluator", None)
+    assert flip(noise(0), noise(1)) is None
+    assert "flip-evaluator" in (flip_unavailable_reason() or "")
+
+
+def test_flicker() -> None:
+    """VBench's temporal_flickering, on whole frames in float64."""
+    video = noise(0, frames=4)
+    means = [np.abs(video[i].astype(float) - video[i + 1]).mean() for i in range(3)]
+    assert flicker(video) == pytest.approx((255 - np.mean(means)) / 255, abs=1e-12)
+    assert flicker(np.repeat(flat(7), 2, axis=0)) == 1
+    assert flicker(np.concatenate([flat(0)[:1], flat(255)[:1]])) == 0
+    assert flicker(noise(0, frames=1)) is None
+
+
+def test_measures_of_what_is_too_small() -> None:
+    found = measures(noise(0, height=6), noise(1, height=6))
+    assert (found["ssim"], found["lpips"]) == (None, None)
+    assert found["psnr"] == psnr(noise(0, height=6), noise(1, height=6))
+
+
+def test_measures() -> None:
+    a, b = noise(0), noise(1)
+    expected = {"psnr": psnr(a, b), "ssim": ssim(a, b), "flip": flip(a, b), "lpips": lpips(a, b)}
+    assert measures(a, b) == {**expected, "flicker": flicker(b)}

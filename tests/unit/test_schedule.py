@@ -20,7 +20,8 @@ def test_a_short_run_by_hand():
 
 
 def test_kinds_are_their_names():
-    assert [str(kind) for kind in StepKind] == ["full", "refresh", "moderate", "active"]
+    names = ["full", "refresh", "moderate", "active", "chosen", "skip", "blocks"]
+    assert [str(kind) for kind in StepKind] == names
 
 
 @pytest.mark.parametrize(

@@ -129,6 +129,10 @@ class TestStep:
         assert step.products == pytest.approx(40 * layer / H100.memory)
         assert step.attention == pytest.approx(2 * 40 * N * 5120 * 2 / H100.memory)
 
+    def test_a_step_that_computes_nothing_takes_the_loop_alone(self, large):
+        _, step = seconds(large, config(), Degrees(2, 4, 8), 0, kind=StepKind.SKIP)
+        assert step.total == step.fixed == H100.step_seconds
+
     @pytest.mark.parametrize("ulysses", [2, 4, 8])
     @pytest.mark.parametrize("rows", [N, N // 5])
     def test_ulysses_bytes(self, large, ulysses, rows):

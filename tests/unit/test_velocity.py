@@ -70,6 +70,82 @@ def test_what_is_given_is_copied():
     assert index.tolist() == [0, 1]
 
 
+class TestForecast:
+    def table(self, updates, tokens, width):
+        """Row by row: lists of (sigma, values) as computed, and whether the last line was better."""
+        seen, trusted, errors = [[] for _ in range(tokens)], [False] * tokens, []
+        for index, values, sigma in updates:
+            off = []
+            for row, value in zip(index, values.astype(np.float64), strict=True):
+                held = np.linalg.norm(value - (seen[row][-1][1] if seen[row] else 0))
+                line = np.inf
+                if len(seen[row]) > 1:
+                    (s0, v0), (s1, v1) = seen[row][-2:]
+                    line = np.linalg.norm(value - (v0 + (v1 - v0) * (sigma - s0) / (s1 - s0)))
+                trusted[row] = line < held
+                off.append(min(line, held))
+                seen[row].append((sigma, value))
+            errors.append(np.mean(off) / np.mean(np.linalg.norm(values, axis=1)))
+        return seen, trusted, errors
+
+    def updates(self, tokens=11, width=5):
+        """Tokens whose velocity is nearly a line in sigma, and others that jump; not all in every step."""
+        random, sigmas = np.random.default_rng(4), np.linspace(1, 0.3, 9) ** 2
+        start, slope = random.standard_normal((2, tokens, width))
+        jumps = (np.arange(tokens) % 3 == 0)[:, None]
+        for step, sigma in enumerate(sigmas):
+            index = random.permutation(tokens)[: tokens if step < 3 else 8]
+            noise = random.standard_normal((tokens, width)) * np.where(jumps, 3, 0.02)
+            yield index, (start + slope * sigma + noise)[index].astype(np.float32), float(np.float32(sigma))
+
+    def test_trusts_and_errors_are_those_of_a_plain_table(self):
+        velocity, updates = VelocityRows(11, 5, torch.float32, CPU, forecasts=True), list(self.updates())
+        errors = []
+        for index, values, sigma in updates:
+            velocity.update(torch.from_numpy(index), torch.from_numpy(values), sigma)
+            errors.append(float(velocity.error))
+        seen, trusted, wanted = self.table(updates, 11, 5)
+        assert velocity.trusted.tolist() == trusted
+        assert 0 < sum(trusted) < 11
+        np.testing.assert_allclose(errors, wanted, rtol=1e-4)
+        sigma = 0.05
+        for row, (own, trust) in enumerate(zip(seen, trusted, strict=True)):
+            (s0, v0), (s1, v1) = own[-2:]
+            line = v0 + (v1 - v0) * (sigma - s0) / (s1 - s0) if trust else v1
+            np.testing.assert_allclose(velocity.at(sigma)[row], line, rtol=2e-4, atol=2e-4)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_what_was_computed_here_is_itself(self, dtype):
+        velocity = VelocityRows(11, 5, dtype, CPU, forecasts=True)
+        for index, values, sigma in self.updates():
+            velocity.update(torch.from_numpy(index), torch.from_numpy(values), sigma)
+            assert torch.equal(velocity.at(sigma)[index], torch.from_numpy(values).to(dtype))
+
+    def test_before_there_is_a_line(self):
+        velocity = VelocityRows(3, 2, torch.float32, CPU, forecasts=True)
+        for sigma in (0.9, 0.8):
+            velocity.update(torch.arange(3), noise(3, 2), sigma)
+            assert velocity.error.isfinite()
+            assert torch.equal(velocity.at(0.7), velocity.rows)
+
+    def test_without_forecasts_rows_are_held(self):
+        velocity = VelocityRows(11, 5, torch.float32, CPU)
+        for index, values, sigma in self.updates():
+            velocity.update(torch.from_numpy(index), torch.from_numpy(values), sigma)
+        assert torch.equal(velocity.at(0.01), velocity.rows)
+        assert velocity.earlier.numel() == 0
+        assert velocity.error is None
+
+    def test_what_is_kept_restores_it(self):
+        one = VelocityRows(11, 5, torch.float32, CPU, forecasts=True)
+        for index, values, sigma in self.updates():
+            one.update(torch.from_numpy(index), torch.from_numpy(values), sigma)
+        other = VelocityRows(11, 5, torch.float32, CPU, forecasts=True)
+        other.restore(one.kept("velocity."), "velocity.")
+        assert torch.equal(other.at(0.01), one.at(0.01))
+        assert not torch.equal(other.at(0.01), one.rows)
+
+
 @pytest.mark.parametrize(
     ("scale", "on"), [(0.0, False), (0.5, False), (1.0, False), (1.001, True), (5.0, True)]
 )

@@ -31,8 +31,8 @@ ATTRIBUTES = ("object_colour", "motion", "background")
 @dataclass
 class Settings:
     steps: int = 20
-    guidance: float = 4.0
-    shift: float = 1.0
+    guidance: float = 3.0
+    shift: float = 3.0
     seed: int = 1000
 
 

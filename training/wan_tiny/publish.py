@@ -12,7 +12,7 @@ from training.wan_tiny import vae as vae_training
 from training.wan_tiny.dit import TextToLatents
 
 ASSET = Path(__file__).resolve().parents[2] / "jano_dist" / "assets" / "wan-tiny"
-SHIFT = 1.0
+SHIFT = 3.0
 
 
 @torch.no_grad()
