@@ -88,9 +88,13 @@ class Geometry:
         d, f = self.width, self.ffn_dim
         with_kv = rows if kv_rows is None else kv_rows
         projections = 2 * d * d * (4 * rows + 2 * with_kv)  # q, o of self- and cross-attention; k, v
-        attention = 4 * rows * d * (tokens + text_tokens)
         ffn = 4 * rows * d * f
-        return self.layers * (projections + attention + ffn) + self._outer_flops(rows, tokens)
+        attention = self.attention_flops(rows, tokens, text_tokens)
+        return self.layers * (projections + ffn) + attention + self._outer_flops(rows, tokens)
+
+    def attention_flops(self, rows: int, tokens: int, text_tokens: int) -> int:
+        """Of `forward_flops`, what attention kernels do: scores and weighted sums, of tokens and of text."""
+        return self.layers * 4 * rows * self.width * (tokens + text_tokens)
 
     def reused_flops(self, blocks: Mapping[str, int], tokens: int, text_tokens: int) -> int:
         """FLOPs of one forward of one branch, of all tokens, through a cache inside the blocks.

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from jano_dist.account.memory import (
     branches_on_rank,
@@ -12,6 +13,7 @@ from jano_dist.account.memory import (
     shard_rows,
     token_count,
 )
+from jano_dist.attention.distributed import CHUNK_ROWS
 from jano_dist.config import CHOOSING, Config, JanoPolicyConfig, UniformPolicyConfig
 from jano_dist.degrees import Degrees
 from jano_dist.errors import UserError
@@ -46,6 +48,14 @@ class Sent:
         return self.ulysses + self.kv + self.output
 
 
+class Calls(NamedTuple):
+    """Collectives that a rank takes part in in one step, by what they are for; see `Sent`."""
+
+    ulysses: int
+    kv: int
+    output: int
+
+
 @dataclass(frozen=True)
 class StepWork:
     """One kind of step.
@@ -54,8 +64,10 @@ class StepWork:
         kind: full, refresh, moderate, active, chosen or skip. steps: how many of a generation are of it.
         tokens: computed, of each branch; of chosen ones, which may differ, the mean.
         flops: matrix-product FLOPs of all branches; a full step's are what one GPU would do.
-        rank_flops: those of the rank that does most.
-        sent: by the rank with the most tokens.
+        rank_flops: those of the rank that does most. rank_attention: of them those of attention kernels.
+        rank_rows: tokens that it computes, of each branch.
+        forwards: of the transformer that a rank runs, one per branch.
+        sent: by the rank with the most tokens. calls: the collectives in which it does.
     """
 
     kind: str
@@ -63,7 +75,11 @@ class StepWork:
     tokens: int
     flops: int
     rank_flops: int
+    rank_attention: int
+    rank_rows: int
+    forwards: int
     sent: Sent
+    calls: Calls
 
 
 def steps_of(
@@ -100,19 +116,24 @@ def step_work(
 ) -> StepWork:
     """A step of a kind that computes `rows` tokens."""
     if kind is StepKind.SKIP:
-        return StepWork(kind.value, steps, tokens=0, flops=0, rank_flops=0, sent=Sent(0, 0, 0, 0))
+        return StepWork(kind.value, steps, 0, 0, 0, 0, 0, 0, Sent(0, 0, 0, 0), Calls(0, 0, 0))
     geometry, text = sizes.geometry, config.model.max_sequence_length
     tokens = token_count(geometry, config)
     own, with_kv = own_rows(rows, degrees), own_rows(kv_rows(config, rows, tokens), degrees)
     branches = 2 if guidance_on(config.sampling.guidance) else 1
+    forwards = branches_on_rank(config, degrees)
     rank_forward = geometry.forward_flops(own, tokens, text, kv_rows=with_kv)
     return StepWork(
         kind=kind.value,
         steps=steps,
         tokens=rows,
         flops=branches * branch_flops(geometry, config, rows, tokens),
-        rank_flops=branches_on_rank(config, degrees) * rank_forward,
+        rank_flops=forwards * rank_forward,
+        rank_attention=forwards * geometry.attention_flops(own, tokens, text),
+        rank_rows=own,
+        forwards=forwards,
         sent=sent_bytes(sizes, config, degrees, rows),
+        calls=collectives(sizes, config, degrees, rows),
     )
 
 
@@ -170,6 +191,24 @@ def _chosen(config: Config, tokens: int) -> tuple[Counter[StepKind], int]:
     kinds[StepKind.FULL] = steps - len(counts)
     chosen = [count for count in counts if kind_of(count, tokens) is StepKind.CHOSEN]
     return kinds, round(sum(chosen) / max(len(chosen), 1))
+
+
+def collectives(sizes: ModelSizes, config: Config, degrees: Degrees, rows: int) -> Calls:
+    """How many collectives carry what `sent_bytes` counts; see docs/architecture.md.
+
+    Ulysses: one in and one out per layer, one more where keys and values are of more rows than queries.
+    KV-resident: two for every chunk of queries. Once per step the swap between branches and the gather.
+    """
+    cfg, kv, ulysses = degrees
+    layers = sizes.geometry.layers * branches_on_rank(config, degrees)
+    tokens = token_count(sizes.geometry, config)
+    apart = kv_rows(config, rows, tokens) != rows
+    chunks = max(1, -(-rows // CHUNK_ROWS))
+    return Calls(
+        ulysses=layers * (3 if apart else 2) if ulysses > 1 else 0,
+        kv=layers * 2 * chunks if kv > 1 else 0,
+        output=(cfg > 1) + (kv * ulysses > 1),
+    )
 
 
 def _kinds(config: Config) -> Counter[StepKind]:

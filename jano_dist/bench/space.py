@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from jano_dist.bench.cases import Case, full_config
 from jano_dist.bench.search import FULL, Candidate, Target
 from jano_dist.config import Config
-from jano_dist.config.settings import POLICIES
+from jano_dist.config.policies import POLICIES
 from jano_dist.errors import UserError
 
 MOST = 60  # candidates

@@ -3,6 +3,8 @@
 The engine and the account check it all again, for programs that call them and for models that are not here.
 """
 
+from collections.abc import Mapping
+
 from jano_dist.config import Config, ForecastPolicyConfig, JanoPolicyConfig, UniformPolicyConfig
 from jano_dist.degrees import check_policy, choose_degrees
 from jano_dist.errors import UserError, count
@@ -64,3 +66,15 @@ def check_cluster(gpus: int, per_node: int, memory: float, *, active: float, mod
             f"--active {active:g} and --moderate {moderate:g} are no shares of the tokens: "
             "give two numbers from 0 to 1 that sum to 1 at most"
         )
+
+
+def check_rates(rates: Mapping[str, float | None]) -> None:
+    """What `jano-dist plan` is told of the user's own machine, by option; None where it was not.
+
+    Raises:
+        UserError: a rate that is none.
+    """
+    for name, rate in rates.items():
+        if rate is not None and not 0 < rate <= 1e6:
+            option = f"--{name.replace('_', '-')}"
+            raise UserError(f"{option} must be above 0 and at most a million, not {rate:g}: give a rate")

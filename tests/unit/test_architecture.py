@@ -36,7 +36,7 @@ ALLOWED = {
     "cache": {"tokens"},
     "attention": {"mesh", "cache"},
     "models": {"attention", "geometry", "tokens", "mesh", "cache", "reuse"},
-    "account": {"config", "degrees", "geometry", "models", "observe", "sampling", "tokens"},
+    "account": {"attention", "config", "degrees", "geometry", "models", "observe", "sampling", "tokens"},
     "telemetry": {"mesh"},
     "trace": {"mesh", "observe"},
     "metrics": set(),
