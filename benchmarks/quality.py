@@ -26,8 +26,6 @@ def run(shift: float, out: Path, args: argparse.Namespace) -> dict[str, Any]:
     prompts = [option for caption in captions for option in ("--prompt", caption)]
     overrides = [option for pair in (f"sampling.shift={shift}", *args.set) for option in ("--set", pair)]
     cases = ["--cases", HERE / "quality.yaml"]
-    for policy in ("jano", "forecast", "uniform"):
-        cases += ["--policy", policy]
     options = [*prompts, "--seeds", args.seeds, *cases, *overrides, "--out", out]
     call = [sys.executable, "-m", "jano_dist", "bench", "quality", "--config", args.config, *options]
     subprocess.run([str(part) for part in call], check=True)
@@ -88,7 +86,8 @@ def main() -> None:
         record = run(shift, args.out / f"shift-{shift:g}", args)
         print(f"\nshift {shift:g}\n\n{table(record)}\n")
         regimes[f"shift {shift:g}"] = without_videos(record)
-    save(f"quality-{args.prompts * args.seeds}-videos", regimes)
+    shifts = "-".join(f"{shift:g}" for shift in args.shifts)
+    save(f"quality-{args.prompts * args.seeds}-videos-shift-{shifts}", regimes)
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ class TestCandidates:
         base, every = named
         for each in every:
             policy = Case(each.name, each.changes).config(base).policy
-            if policy.name == "jano":
+            if policy.name == "jano" and "policy.warmup" not in each.changes:  # which a preset may set
                 assert (policy.score, policy.block, policy.warmup) == (
                     base.policy.score,
                     base.policy.block,
