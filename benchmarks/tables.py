@@ -1,0 +1,131 @@
+"""Write the tables and the plot of the quality comparison from its committed results.
+
+Rewrites what lies between `<!-- quality ... -->` and `<!-- end -->` in README.md and docs/benchmarks.md, and
+docs/images/quality.png. `--check` only says whether they are as the results have them.
+"""
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+from jano_dist.bench.plot import pareto
+
+ROOT = Path(__file__).parents[1]
+PLOT = ROOT / "docs" / "images" / "quality.png"
+# How names of cases begin -> the line of the plot that they are on.
+LINES = {
+    "forecast": "forecast (ours)",
+    "fewer steps": "fewer steps",
+    "every": "every n-th step, on a line",
+    "conservative": "presets (jano)",
+    "balanced": "presets (jano)",
+    "fast": "presets (jano)",
+    "jano as published": "jano as published",
+    "TeaCache": "TeaCache",
+    "TaylorSeer": "TaylorSeer",
+    "MagCache": "MagCache",
+    "the same run in bf16": "floor",
+}
+ASIDE = ("held", "random map")  # not drawn, but in the table
+SHORT = ("forecast", "fewer steps", "every", "conservative", "balanced", "fast")
+
+
+def newest(shift: int) -> dict[str, Any]:
+    """The regime of the latest committed result at this shift."""
+    files = sorted(Path(__file__).with_name("results").glob(f"*-quality-*-shift-{shift}.json"))
+    return json.loads(files[-1].read_text())[f"shift {shift}"]
+
+
+def rows(regime: dict[str, Any]) -> list[dict[str, Any]]:
+    """Name, work, and PSNR (mean, median, worst) of every case, those that compute most first."""
+    found = []
+    for name, each in regime["psnr_and_work_of_each"].items():
+        if name == "full":
+            continue
+        psnr = [value for value, _ in each if isinstance(value, int | float)]
+        found.append(
+            {
+                "name": name,
+                "videos": len(each),
+                "work": mean(work for _, work in each),
+                "mean": mean(psnr),
+                "median": median(psnr),
+                "worst": min(psnr),
+            }
+        )
+    return sorted(found, key=lambda row: -row["work"])
+
+
+def table(found: list[dict[str, Any]], other: list[dict[str, Any]]) -> str:
+    """Both regimes side by side, as Markdown."""
+    beside = {row["name"]: row for row in other}
+    lines = [
+        "| | work | 1 / work | PSNR mean / median / worst, shift 3 | work | mean / median / worst, shift 5 |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in found:
+        pair = beside[row["name"]]
+        lines.append(
+            f"| {row['name']} | {row['work']:.2f} | {1 / row['work']:.2f}x | {_psnr(row)} "
+            f"| {pair['work']:.2f} | {_psnr(pair)} |"
+        )
+    return "\n".join(lines)
+
+
+def short_table(found: list[dict[str, Any]]) -> str:
+    """What fits on a screen."""
+    lines = ["| | work | PSNR mean / median / worst of the videos |", "| --- | --- | --- |"]
+    shown = [row for row in found if row["name"].startswith(SHORT) and not row["name"].endswith(ASIDE)]
+    lines += [f"| {row['name']} | {row['work']:.2f} | {_psnr(row)} |" for row in shown]
+    return "\n".join(lines)
+
+
+def drawn(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The cases of the plot, as `pareto` takes them."""
+    cases = []
+    for row in found:
+        line = next((line for start, line in LINES.items() if row["name"].startswith(start)), None)
+        if line and not row["name"].endswith(ASIDE):
+            psnr = {"mean": row["mean"], "worst": row["worst"]}
+            cases.append({"name": row["name"], "family": line, "work": {"mean": row["work"]}, "psnr": psnr})
+    return cases
+
+
+def _psnr(row: dict[str, Any]) -> str:
+    return f"{row['mean']:.1f} / {row['median']:.1f} / {row['worst']:.1f} dB"
+
+
+def filled(text: str, name: str, content: str) -> str:
+    """`text` with `content` in the place of that name."""
+    start, end = f"<!-- {name} -->\n", "<!-- end -->"
+    pattern = re.escape(start) + ".*?" + re.escape(end)
+    assert re.search(pattern, text, re.DOTALL), f"there is no place {name}"
+    return re.sub(pattern, lambda _: f"{start}{content}\n{end}", text, count=1, flags=re.DOTALL)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true")
+    args = parser.parse_args()
+    found, other = rows(newest(3)), rows(newest(5))
+    pages = {
+        ROOT / "docs" / "benchmarks.md": {"quality": table(found, other)},
+        ROOT / "README.md": {"quality": short_table(found)},
+    }
+    for page, places in pages.items():
+        text = before = page.read_text()
+        for name, content in places.items():
+            text = filled(text, name, content)
+        if args.check and text != before:
+            sys.exit(f"{page.name} is not as the results have it: run python -m benchmarks.tables")
+        page.write_text(text)
+    if not args.check:
+        PLOT.write_bytes(pareto(drawn(found), found[0]["videos"]))
+
+
+if __name__ == "__main__":
+    main()
