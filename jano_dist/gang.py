@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 SUPERVISOR = "JANO_DIST_SUPERVISOR"
 ATTEMPT = "JANO_DIST_ATTEMPT"  # how often they have been started before; torchrun has a word of its own
 TRACEBACK = "JANO_DIST_TRACEBACK"
+_AGENT = "TORCHELASTIC_RUN_ID"  # torchrun's
 
 _PATIENCE = timedelta(seconds=0.5)  # how long a rank that only noticed a failure waits for its cause
 _REACH = timedelta(seconds=1)  # how long a failing rank tries to reach the store
@@ -102,11 +103,14 @@ def attempt() -> int:
 
 
 def enlist() -> None:
-    """Let SIGTERM unwind this process. A rank does not outlive its supervisor, nor leave a core dump."""
+    """Let SIGTERM unwind this process. A rank does not outlive its supervisor, nor leave a core dump.
+
+    Under torchrun that is the agent, which is not named: it started this process.
+    """
     supervisor = os.environ.get(SUPERVISOR)
-    if supervisor and sys.platform == "linux":
+    if (supervisor or _AGENT in os.environ) and sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != int(supervisor):  # it was gone before it could be asked for
+        if supervisor and os.getppid() != int(supervisor):  # it was gone before it could be asked for
             os._exit(1)
         resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     signal.signal(signal.SIGTERM, _stop)

@@ -12,7 +12,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jano_dist.gang import Cause, Place, cause_of, claim, hosts_store, is_supervised, open_store, where
@@ -25,7 +27,7 @@ _PAUSE = 0.02  # seconds from one look to the next while others leave
 _BEAT = 1.0  # seconds from one sign of life to the next
 _GRACE = 0.75  # seconds the main thread has to end by itself, once the gang has failed
 _REACH = timedelta(seconds=10)
-_LEFT = "left"
+_LEFT, _SILENT = "left", "silent"
 
 
 class Signs:
@@ -64,6 +66,38 @@ class Signs:
         return None
 
 
+def kill_silent(store: "Store") -> None:
+    """Kill the rank that was taken for dead, if it is a process of this machine.
+
+    A stopped process does not hear SIGTERM, and torchrun's agent waits half a minute before it kills one.
+    """
+    if store.check([_SILENT]):
+        _kill_here(store.get(f"process/{store.get(_SILENT).decode()}").decode())
+
+
+def _kill_here(identity: str) -> None:
+    """Kill a process that `_this_process` has described, if it is one of this machine."""
+    import psutil
+
+    machine, pid, began = identity.split()
+    with suppress(psutil.Error):  # it is gone
+        if machine == _machine() and psutil.Process(int(pid)).create_time() == float(began):
+            os.kill(int(pid), signal.SIGKILL)
+
+
+def _this_process() -> str:
+    """Machine, number and start: a number alone may be another process's by now."""
+    import psutil
+
+    return f"{_machine()} {os.getpid()} {psutil.Process().create_time()!r}"
+
+
+def _machine() -> str:
+    """Tells apart where process numbers mean something else: machines, and containers of one."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+    return f"{boot}.{os.stat('/proc/self/ns/pid').st_ino}"
+
+
 class Watch:
     """The thread beside a rank's main thread.
 
@@ -76,6 +110,8 @@ class Watch:
         self._key, self._store = f"alive/{place.rank}", open_store(place, _REACH)
         self._place, self._limit = place, stall_seconds
         self._signs = Signs(self._store, [(place.rank + 1) % place.world], stall_seconds)
+        self._store.set(f"process/{place.rank}", _this_process())
+        self._host = ""  # rank 0's process, once it is known
         self._leaving = threading.Event()
         self._ear, self._bell = socket.socketpair()
         for end in (self._ear, self._bell):
@@ -116,10 +152,14 @@ class Watch:
             while not self._leaving.is_set():
                 if time.monotonic() >= beat + _BEAT:
                     beat = time.monotonic()
+                    if not self._host and self._store.check(["process/0"]):
+                        self._host = self._store.get("process/0").decode()
                     self._store.set(self._key, str(beat))
                     self._report(self._signs.silent())
                 cause = cause_of(self._store)
                 if cause:
+                    if not is_supervised():
+                        kill_silent(self._store)
                     os.kill(os.getpid(), signal.SIGTERM)
                     self._end(cause.code)
                 self._answered = time.monotonic()
@@ -133,14 +173,21 @@ class Watch:
 
     def _guard(self) -> None:
         """A store that is cut off gives neither answer nor error. The others take this rank for dead by now,
-        and may have started again without it: it must not write what they write, too."""
+        and may have started again without it: it must not write what they write, too.
+
+        Or it is rank 0, which hosts the store where no supervisor does, that has been stopped."""
         while not self._leaving.wait(_BEAT):
             if time.monotonic() > self._answered + self._limit:
+                if self._host and not is_supervised():
+                    _kill_here(self._host)
                 os.kill(os.getpid(), signal.SIGTERM)
                 self._end(1)
 
     def _report(self, silent: Cause | None) -> None:
-        if silent and claim(self._store, silent) == silent and not is_supervised():
+        if silent is None:
+            return
+        self._store.set(_SILENT, str(silent.rank))  # before the cause, which others act on
+        if claim(self._store, silent) == silent and not is_supervised():
             print(f"jano-dist: {silent.sentence}", file=sys.stderr, flush=True)
 
     def _told_to_end(self) -> bool:

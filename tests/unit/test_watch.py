@@ -1,10 +1,16 @@
-"""Signs of life, by a clock that the test sets."""
+"""Signs of life, by a clock that the test sets; and what becomes of a rank that gives none."""
 
+import os
+import signal
+import subprocess
+import sys
+
+import psutil
 import pytest
 from torch.distributed import HashStore
 
 from jano_dist.gang import behind
-from jano_dist.watch import Signs
+from jano_dist.watch import Signs, _this_process, kill_silent
 
 
 @pytest.fixture
@@ -81,3 +87,41 @@ def test_behind(store, positions, rank, last):
         if position:
             store.set(f"at/{number}", position)
     assert behind(store, rank, len(positions)) == last
+
+
+class TestTheSilent:
+    """A process that is stopped, as rank 1."""
+
+    @pytest.fixture
+    def stopped(self):
+        process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+        process.send_signal(signal.SIGSTOP)
+        yield process
+        process.kill()
+        process.wait()
+
+    def identity(self, process, **changes):
+        machine = _this_process().split()[0]
+        facts = {"machine": machine, "pid": process.pid, "began": psutil.Process(process.pid).create_time()}
+        return " ".join(map(str, (facts | changes).values()))
+
+    def test_is_killed_on_this_machine(self, store, stopped):
+        store.set("process/1", self.identity(stopped))
+        kill_silent(store)  # nobody is silent
+        assert psutil.Process(stopped.pid).status() == psutil.STATUS_STOPPED
+        store.set("silent", "1")
+        kill_silent(store)
+        assert stopped.wait(10) == -signal.SIGKILL
+        kill_silent(store)  # once more, when it is gone
+
+    @pytest.mark.parametrize("changes", [{"machine": "elsewhere"}, {"began": 1.0}], ids=str)
+    def test_another_process_of_that_number_lives(self, store, stopped, changes):
+        store.set("process/1", self.identity(stopped, **changes))
+        store.set("silent", "1")
+        kill_silent(store)
+        assert psutil.Process(stopped.pid).status() == psutil.STATUS_STOPPED
+
+    def test_a_process_knows_itself(self):
+        machine, pid, began = _this_process().split()
+        assert machine
+        assert (int(pid), float(began)) == (os.getpid(), psutil.Process().create_time())
