@@ -96,6 +96,7 @@ class TestTheSilent:
     def stopped(self):
         process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
         process.send_signal(signal.SIGSTOP)
+        os.waitpid(process.pid, os.WUNTRACED)  # until it has
         yield process
         process.kill()
         process.wait()
