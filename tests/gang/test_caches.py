@@ -19,7 +19,7 @@ def videos(mesh):
     for kind, dtype, device in SETTINGS:
         cache = {"cache.kind": kind, "cache.dtype": dtype, "cache.device": device}
         degrees = {f"mesh.{dim}": degree for dim, degree in mesh.items()}
-        overrides = {**SIZE, **cache, **degrees, "policy.block": [1, 2, 2]}
+        overrides = {**SIZE, **cache, **degrees, "policy.block": [1, 2, 2], "policy.warmup": 6}
         engine = Engine(load_config("wan-tiny", policy="jano", overrides=overrides), model=model)
         model = engine.model
         video = engine.generate("a red ball moves left", seed=1)
