@@ -160,7 +160,8 @@ def test_meshes(mesh):
 
 
 def test_what_is_kept_is_the_state_and_no_cache():
-    """To the byte: latent, velocity rows and sigmas, map, text; the scheduler has latents and tables."""
+    """To the byte: latent, the last two velocity rows and sigmas, whether the line through them is trusted, map,
+    text; the scheduler has latents and tables."""
     (kept, _) = undisturbed()[1]["jano"]
     tensors = Snapshot.unpack(kept[7]).tensors
     tokens, channels, positions = 3 * 3 * 5, 16, 3 * 6 * 10
@@ -170,6 +171,9 @@ def test_what_is_kept_is_the_state_and_no_cache():
         "latent": channels * positions * 4,
         "velocity.rows": tokens * 4 * channels * 4,
         "velocity.sigmas": tokens * 4,
+        "velocity.earlier": tokens * 4 * channels * 4,
+        "velocity.earlier_sigmas": tokens * 4,
+        "velocity.trusted": tokens,
         "levels": tokens,
     }
     # UniPC of order 2: two model outputs and the last sample, whole; and tables of a value per step.
