@@ -160,7 +160,7 @@ def test_meshes(mesh):
 
 
 def test_what_is_kept_is_the_state_and_no_cache():
-    """To the byte: latent, the last two velocity rows and sigmas, whether the line through them is trusted, map,
+    """To the byte: latent, the last two velocity rows and sigmas, whether their line is trusted, map,
     text; the scheduler has latents and tables."""
     (kept, _) = undisturbed()[1]["jano"]
     tensors = Snapshot.unpack(kept[7]).tensors
