@@ -24,7 +24,12 @@ SCHEDULE = ("policy.warmup", "policy.cooldown", "policy.static_interval", "polic
 SAMPLING = ("sampling.shift", "sampling.guidance", "sampling.negative_prompt")
 SCORE = ("policy.score", "policy.block", "policy.temporal_weight")
 ENHANCE = ("policy.enhance.strength", "policy.enhance.distance")
-ALWAYS = {"sampling.steps": 12, "policy.static_threshold": 0.2, "policy.moderate_threshold": 0.5}
+ALWAYS = {
+    "sampling.steps": 12,
+    "policy.static_threshold": 0.2,
+    "policy.moderate_threshold": 0.5,
+    "policy.velocity": "hold",
+}
 
 
 class Case(NamedTuple):
