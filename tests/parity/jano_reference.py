@@ -107,8 +107,11 @@ def begin(pipeline, prompt, seed, settings):
 
 
 @torch.inference_mode()
-def jano(pipeline, prompt, seed, settings, kinds=None):
-    """Make one video as the settings say; `kinds` of steps may come in another order than the schedule's."""
+def jano(pipeline, prompt, seed, settings, kinds=None, lines=None):
+    """Make one video as the settings say; `kinds` of steps may come in another order than the schedule's.
+
+    With `lines` (skipping_reference.Lines) tokens that are not computed go on along theirs.
+    """
     texts, latent, scheduler = begin(pipeline, prompt, seed, settings)
     transformer, attention = copy.deepcopy(pipeline.transformer), KeepingAttention()
     for block in transformer.blocks:
@@ -130,6 +133,9 @@ def jano(pipeline, prompt, seed, settings, kinds=None):
             fresh = branches[1] + settings["sampling.guidance"] * (branches[0] - branches[1])
         here = computed.repeat_interleave(PATCH[1], 1).repeat_interleave(PATCH[2], 2)
         held = torch.where(here, fresh, held)
+        if lines is not None:
+            lines.take(fresh[0], computed, float(scheduler.sigmas[len(velocities)]))
+            held = lines.guess(float(scheduler.sigmas[len(velocities)]), held)
         latent = scheduler.step(held, timestep, latent, return_dict=False)[0]
         velocities.append(held[0])
         if len(velocities) == settings["policy.warmup"] < len(kinds):

@@ -51,6 +51,33 @@ class Walk:
         return np.where(self.follows[:, None], self.line(sigma), self.seen[-1][1])
 
 
+class Lines:
+    """The same token by token, where a step computes some of them."""
+
+    def __init__(self):
+        self.seen, self.follows = {}, {}
+
+    def take(self, fresh, computed, sigma):
+        rows = by_token(fresh.double().numpy())
+        for token in np.flatnonzero(computed.numpy()):
+            own = self.seen.setdefault(token, [])
+            if len(own) > 1:
+                off = [np.linalg.norm(rows[token] - guess) for guess in (self.line(token, sigma), own[-1][1])]
+                self.follows[token] = off[0] < off[1]
+            own.append((sigma, rows[token]))
+
+    def line(self, token, sigma):
+        (s0, v0), (s1, v1) = self.seen[token][-2:]
+        return v1 + (v1 - v0) * (sigma - s1) / (s1 - s0)
+
+    def guess(self, sigma, held):
+        rows = by_token(held[0].double().numpy())
+        for token, own in self.seen.items():
+            if self.follows.get(token) and own[-1][0] != sigma:
+                rows[token] = self.line(token, sigma)
+        return torch.from_numpy(by_place(rows, tuple(held.shape[1:]))).float()[None]
+
+
 class Uniform:
     def __init__(self, warmup, cooldown, interval, velocity):
         self.warmup, self.cooldown, self.interval, self.forecast = (

@@ -17,6 +17,7 @@ from jano_dist.policies import Policy, make_policy
 from jano_dist.sampling.velocity import VelocityRows
 from jano_dist.tokens.schedule import StepKind
 from tests.parity.jano_reference import LOWEST, complexity_map, jano
+from tests.parity.skipping_reference import Lines
 
 PROMPT = "a blue box stays still"
 SIZE = ("video.frames", "video.height", "video.width")
@@ -168,6 +169,19 @@ def test_a_full_step_between_others_leaves_the_cache_alone(pipeline, model, kind
     ours = Engine(config, model=model, policies=follow).generate(PROMPT, seed=case.seed)
     assert [step["kind"] for step in ours.record["steps"]] == theirs.kinds
     assert (ours.latents - theirs.latent).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("name", ["last_change", "published"])
+def test_velocities_on_a_line(pipeline, engine, name):
+    case = CASES[name]
+    settings = {**case.settings, "policy.velocity": "forecast"}
+    lines = Lines()
+    theirs = jano(pipeline, PROMPT, case.seed, settings, lines=lines)
+    ours = engine("jano", settings).generate(PROMPT, seed=case.seed)
+    assert (ours.latents - theirs.latent).abs().max() <= 5e-5  # a line magnifies rounding
+    held = jano(pipeline, PROMPT, case.seed, settings)
+    assert (held.latent - theirs.latent).abs().max() > 0.01  # it makes a difference
+    assert any(lines.follows.values())
 
 
 @every_case
