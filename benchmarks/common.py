@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from jano_dist.bench.prompts import PROMPTS as PROMPTS
+from jano_dist.bench.ran import cpu_name
 from jano_dist.mesh import Mesh
 from jano_dist.observe import versions
 from jano_dist.policies import Policy
@@ -23,18 +25,6 @@ from tests.gang.harness import gang
 
 RESULTS = Path(__file__).parent / "results"
 ELSEWHERE = "BENCHMARK_RESULTS"  # environment: another folder for result files
-
-# Within wan-tiny's vocabulary: every motion, six backgrounds, one and two objects.
-PROMPTS = (
-    "a red ball moves left over a navy striped background",
-    "a yellow box moves right over a teal checked background",
-    "a green triangle moves up over a maroon plain background",
-    "a white diamond moves down over a olive dotted background",
-    "a magenta ball stays still over a gray striped background",
-    "a blue box moves left over a beige plain background",
-    "a cyan ball moves right and a red box stays still over a gray plain background",
-    "a yellow triangle moves down and a blue ball moves up over a maroon checked background",
-)
 
 
 def on_ranks(world: int, target: Any, *args: Any, **limits: float) -> tuple[list[Any], list[int]]:
@@ -71,7 +61,7 @@ def _ran(threads: list[int]) -> dict[str, Any]:
         "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
         "versions": versions(),
         "processor": platform.processor() or platform.machine(),
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "ranks": len(threads),
         "threads": threads,
@@ -85,12 +75,6 @@ def _git(*arguments: str) -> str:
         return subprocess.run(call, capture_output=True, text=True, check=False).stdout.strip()
     except FileNotFoundError:
         return ""
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
-    return names[0] if names else ""
 
 
 class FixedMap(Policy):

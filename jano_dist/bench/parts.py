@@ -5,12 +5,12 @@ import json
 import os
 import platform
 import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from jano_dist.bench.ran import cpu_name
 from jano_dist.errors import UserError
 from jano_dist.observe import versions
 
@@ -93,16 +93,7 @@ def how_it_ran(arguments: Sequence[str]) -> dict[str, Any]:
         "command": shlex.join(["jano-dist", *arguments]),
         "versions": versions(),
         "system": platform.platform(terse=True),
-        "processor": _processor(),
+        "processor": cpu_name(),
         "cores": os.cpu_count(),
         "threads": os.environ.get("OMP_NUM_THREADS"),
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or sys.platform
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()

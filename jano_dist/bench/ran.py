@@ -25,14 +25,15 @@ def ran(arguments: Sequence[str], device: torch.device, ranks: int) -> dict[str,
         "command": shlex.join(["jano-dist", *arguments]),
         "versions": versions(),
         "device": device_name(device),
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "ranks": ranks,
         "threads": torch.get_num_threads(),
     }
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """The processor, as Linux calls it."""
     try:
         info = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:  # there is none but on Linux
