@@ -8,7 +8,6 @@ from safetensors.torch import save
 
 from jano_dist.engine import Generation
 from jano_dist.errors import RunError
-from jano_dist.report import complexity_picture, timeline_picture
 from jano_dist.target import making, replace
 from jano_dist.trace import Track, trace_text
 from jano_dist.video import write_video
@@ -39,6 +38,9 @@ def write_run(
 def _write_files(
     folder: Path, generation: Generation, fps: int, save_latents: bool, tracks: Sequence[Track]
 ) -> None:
+    # Matplotlib is for the one rank that writes, and the others' start need not wait for it.
+    from jano_dist.report import complexity_picture, timeline_picture
+
     record = generation.record
     write_video(folder / "video.mp4", generation.frames, fps)
     complexity_picture(folder / "complexity.png", generation.frames, generation.levels, record["levels"])

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from jano_dist.gang import SUPERVISOR
-from jano_dist.libraries import quiet_libraries
+from jano_dist.libraries import quiet_libraries, uncollected
 
 _POLL = 0.02  # seconds
 _LONGEST = 2**20  # bytes of an order
@@ -27,6 +27,7 @@ _LONGEST = 2**20  # bytes of an order
 _NEEDED = (
     "jano_dist.cli.app",
     "jano_dist.run_folder",
+    "jano_dist.report",
     "diffusers.models.transformers.transformer_wan",
     "diffusers.pipelines.wan.pipeline_wan",
     "transformers.models.umt5.modeling_umt5",
@@ -39,8 +40,9 @@ def main() -> None:
     orders = socket.socket(fileno=int(sys.argv[1]))
     signal.pthread_sigmask(signal.SIG_SETMASK, {signal.SIGINT})  # Ctrl-C is for the supervisor
     quiet_libraries()
-    for name in _NEEDED:
-        importlib.import_module(name)
+    with uncollected():
+        for name in _NEEDED:
+            importlib.import_module(name)
     ranks: dict[int, int] = {}  # by process id
     while True:
         ready, _, _ = select.select([orders], [], [], _POLL)

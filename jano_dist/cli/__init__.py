@@ -1,6 +1,6 @@
 """The command line, a short file per command. `main` is `jano-dist`.
 
-Nothing is imported here but what Python has loaded already, so that Ctrl-C is answered from the start.
+Nothing is imported here that takes a while, so that Ctrl-C is answered from the start.
 """
 
 import os
@@ -10,13 +10,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from jano_dist.libraries import uncollected
+
 INTERRUPTED = "interrupted: nothing was written"
 
 
 def main() -> None:
     """Run a command. Exit code 0: done; 1: it failed; 2: bad input; 130: interrupted; 143: terminated."""
     started = time.monotonic()
-    with ending_at_once():
+    with importing():
         from jano_dist.cli.app import run as command
         from jano_dist.gang import enlist
     code = command(sys.argv[1:], started=started, begin=enlist)
@@ -32,14 +34,15 @@ def run(arguments: list[str]) -> int:
 
 
 @contextmanager
-def ending_at_once() -> Iterator[None]:
-    """Ctrl-C ends the process at once, while libraries are imported: nothing is begun yet, and several
-    of them swallow a KeyboardInterrupt, or make another error of it."""
+def importing() -> Iterator[None]:
+    """Around imports that take seconds: Ctrl-C ends the process at once, since nothing is begun yet, and
+    several libraries swallow a KeyboardInterrupt, or make another error of it."""
     before = signal.getsignal(signal.SIGINT)
     if before is signal.default_int_handler:  # else whoever started or uses us wants it otherwise
         signal.signal(signal.SIGINT, _end)
     try:
-        yield
+        with uncollected():
+            yield
     finally:
         if before is signal.default_int_handler:
             signal.signal(signal.SIGINT, before)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from jano_dist.batch import BatchFolder, Plan, Work, read_plan
-from jano_dist.cli import ending_at_once
+from jano_dist.cli import importing
 from jano_dist.cli.batch_ranks import make_jobs
 from jano_dist.cli.board import Board
 from jano_dist.cli.log import log
@@ -133,7 +133,7 @@ def _drive(folder: BatchFolder, plan: Plan, arguments: Sequence[str], gangs: int
 
 def _start(work: Work, arguments: Sequence[str], gangs: int, where: Launch, board: Board) -> None:
     quiet_libraries()  # in the ranks, too
-    with ending_at_once():
+    with importing():
         from jano_dist.launchers.fleet import make_all
         from jano_dist.launchers.supervisor import Run
 

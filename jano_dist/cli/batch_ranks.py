@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from jano_dist.batch import NOTHING_LEFT, NOTHING_NOW, BatchFolder, Job, Plan, Work, ask, note
-from jano_dist.cli import ending_at_once
+from jano_dist.cli import importing
 from jano_dist.gang import Place, Progress, recoveries
 from jano_dist.libraries import quiet_libraries
 from jano_dist.sampling.guidance import guidance_on
@@ -25,7 +25,7 @@ _PATIENCE = 20.0  # seconds for the ranks of a driver that was killed to be gone
 def make_jobs(folder: BatchFolder, place: Place, *, save_latents: bool) -> None:
     """This rank's part of a batch, until the driver says that nothing is left."""
     quiet_libraries()
-    with ending_at_once():
+    with importing():
         from jano_dist.engine import Engine
         from jano_dist.runtime import join
 

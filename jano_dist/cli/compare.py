@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from jano_dist.cli import ending_at_once
+from jano_dist.cli import importing
 from jano_dist.cli.options import JsonOption, given_path
 
 _WHAT = "A video or a run folder"
@@ -21,7 +21,7 @@ def compare(
     as_json: JsonOption = False,
 ) -> None:
     """Say how alike two videos are: PSNR, SSIM, and LPIPS where its weights are on this machine."""
-    with ending_at_once():
+    with importing():
         from jano_dist import quality
 
     result = quality.compare(quality.load_frames(a), quality.load_frames(b))

@@ -4,13 +4,13 @@ import json
 
 from rich.console import Console
 
-from jano_dist.cli import ending_at_once
+from jano_dist.cli import importing
 from jano_dist.cli.options import JsonOption
 
 
 def doctor(as_json: JsonOption = False) -> None:
     """Say what this machine has and what that allows."""
-    with ending_at_once():
+    with importing():
         from jano_dist.doctor import inspect_machine, show
 
     facts = inspect_machine()

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from jano_dist.cli import ending_at_once
+from jano_dist.cli import importing
 from jano_dist.cli.log import Bar, log
 from jano_dist.cli.options import (
     CONFIG_HELP,
@@ -122,7 +122,7 @@ def _check(settings: Config, out: Path, world: int, local_world: int, launcher: 
     """All that can be refused without ranks; on a Ray cluster they need not be of this machine."""
     with reserve(out, patience=_OTHERS):
         quiet_libraries()  # before they are imported
-        with ending_at_once():
+        with importing():
             from jano_dist.preflight import preflight
 
         mesh = preflight(settings, world=world, local_world=local_world if launcher == "local" else None)
@@ -135,7 +135,7 @@ def _generate(
     """This rank's part of the work, from the first import to the written video."""
     with _holding(out, place), Bar(log()) as bar:
         quiet_libraries()  # before they are imported
-        with ending_at_once():
+        with importing():
             from jano_dist.engine import Engine
             from jano_dist.observe import NullObserver
             from jano_dist.run_folder import write_run

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
-from jano_dist.cli import ending_at_once
+from jano_dist.cli import importing
 from jano_dist.cli.numbers import check_cluster, check_numbers, check_rates
 from jano_dist.cli.options import (
     CONFIG_HELP,
@@ -62,7 +62,7 @@ def plan(
     check_rates(rates)
     check_numbers(settings, ranks=gpus)
     quiet_libraries()  # before they are imported
-    with ending_at_once():
+    with importing():
         from jano_dist.account.machines import machine_named
         from jano_dist.account.table import make_plan, show_plan
 

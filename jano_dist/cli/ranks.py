@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jano_dist.cli import ending_at_once
+from jano_dist.cli import importing
 from jano_dist.cli.log import log
 from jano_dist.cli.numbers import check_numbers
 from jano_dist.cli.options import Launcher
@@ -92,7 +92,7 @@ def launch(where: Launch, arguments: Sequence[str], settings: Config, out: Path)
         UserError, RunError: why the ranks failed.
     """
     quiet_libraries()  # in the ranks, too
-    with ending_at_once():
+    with importing():
         from jano_dist.launchers.supervisor import Run, supervise
 
     with reserve(out):

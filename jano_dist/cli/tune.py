@@ -17,7 +17,7 @@ from jano_dist.bench.space import candidates
 from jano_dist.bench.tune_state import TuneFolder, TuneState, facts_of, write_whole
 from jano_dist.bench.tuning import Tuning
 from jano_dist.bench.verdict import asked, preset_text, sentences, verdict
-from jano_dist.cli import ending_at_once
+from jano_dist.cli import importing
 from jano_dist.cli.bench.ranks import launch_bench
 from jano_dist.cli.log import log
 from jano_dist.cli.options import (
@@ -152,7 +152,7 @@ class _Ranks:
         holding = hold(self._folder.path, patience=_PATIENCE) if self._place.is_coordinator else nullcontext()
         with holding, TuneBar(log(), self._jobs) as bar:
             quiet_libraries()  # before they are imported
-            with ending_at_once():
+            with importing():
                 from jano_dist.bench.tune_runs import TuneRuns
                 from jano_dist.observe import NullObserver
                 from jano_dist.runtime import join

@@ -12,7 +12,7 @@ from jano_dist.batch import read_plan
 from jano_dist.bench.cases import Case, check_cases, default_cases, preset_case, read_cases
 from jano_dist.bench.folder import BenchFolder, Plan
 from jano_dist.bench.report import Comparison, left, write_report
-from jano_dist.cli import ending_at_once
+from jano_dist.cli import importing
 from jano_dist.cli.bench.progress import Meter
 from jano_dist.cli.bench.ranks import launch_bench
 from jano_dist.cli.log import log
@@ -128,7 +128,7 @@ def _fill(folder: BenchFolder, plan: Plan, where: Launch, place: Place, call: Ca
 def _measure(folder: BenchFolder, plan: Plan, place: Place, call: Call) -> None:
     """This rank's part of the work."""
     quiet_libraries()
-    with ending_at_once():
+    with importing():
         from jano_dist.bench.quality import measure_all
         from jano_dist.bench.ran import ran
         from jano_dist.bench.runs import Runs

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jano_dist.cli import ending_at_once
+from jano_dist.cli import importing
 from jano_dist.cli.log import log
 from jano_dist.cli.ranks import OPTIONS, Launch, without_options
 from jano_dist.config import RuntimeConfig
@@ -26,7 +26,7 @@ def launch_bench(where: Launch, arguments: Sequence[str], runtime: RuntimeConfig
         UserError, RunError: why the ranks failed.
     """
     quiet_libraries()  # in the ranks, too
-    with ending_at_once():
+    with importing():
         from jano_dist.launchers.supervisor import Run, supervise
 
     with _gang(where, runtime, out) as gang:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from jano_dist.cli import ending_at_once
+from jano_dist.cli import importing
 from jano_dist.cli.bench.options import OutOption, listed
 from jano_dist.cli.log import log
 from jano_dist.cli.numbers import check_numbers
@@ -68,7 +68,7 @@ def recognition(
     if any(value is not None and not 0 < value < math.inf for value in by):
         raise UserError("--shifts should be numbers above 0")
     quiet_libraries()
-    with ending_at_once():
+    with importing():
         from jano_dist.bench.prompts import prompts_and_seeds
         from jano_dist.bench.recognition import NAMES, Question, Regime, check_question
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jano_dist.cli import ending_at_once
+from jano_dist.cli import importing
 from jano_dist.cli.bench.options import OutOption, listed
 from jano_dist.cli.log import log
 from jano_dist.cli.numbers import check_numbers
@@ -129,7 +129,7 @@ def _config(name: str | None, policy: str, *, preset: str | None, pairs: Any, na
 
 
 def _folder(out: Path, question: "Question") -> "PartsFolder":
-    with ending_at_once():
+    with importing():
         from jano_dist.bench.parts import PartsFolder
 
     return PartsFolder(out, question.as_json())
@@ -137,7 +137,7 @@ def _folder(out: Path, question: "Question") -> "PartsFolder":
 
 def _take_turns(question: "Question", folder: "PartsFolder", place: Place, rounds: int) -> None:
     """This rank's part."""
-    with ending_at_once():
+    with importing():
         from jano_dist.bench.scaling import Rank
         from jano_dist.runtime import join
 
@@ -173,7 +173,7 @@ def _missing(question: "Question", folder: "PartsFolder", turn: int, world: int)
 
 
 def _start(question: "Question", where: Launch, arguments: Sequence[str], out: Path) -> None:
-    with ending_at_once():
+    with importing():
         from jano_dist.launchers.supervisor import Run, supervise
 
     runtime = next(iter(question.configs.values())).runtime
