@@ -17,11 +17,14 @@ from pathlib import Path
 
 os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"  # the command line does so before it imports torch
 
-from jano_dist import cli, gang, run_folder
-from jano_dist.denoise import Denoiser
-from jano_dist.engine import Engine
-from jano_dist.gang import attempt
-from jano_dist.models.wan_pipeline import WanModel
+from jano_dist.libraries import uncollected
+
+with uncollected():  # and this, too
+    from jano_dist import cli, gang, run_folder
+    from jano_dist.denoise import Denoiser
+    from jano_dist.engine import Engine
+    from jano_dist.gang import attempt
+    from jano_dist.models.wan_pipeline import WanModel
 
 _PLACES = {"encode": (Engine, "_encode"), "prepare": (Engine, "prepare"), "decode": (WanModel, "decode")}
 
