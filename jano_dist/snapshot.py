@@ -7,7 +7,6 @@ A snapshot is taken before a step that reads no cache, so no cache is in it: abo
 
 import hashlib
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from jano_dist.errors import UserError
+from jano_dist.target import write_whole
 
 if TYPE_CHECKING:  # the command line looks at facts, for which it need not wait for torch
     from torch import Tensor
@@ -191,7 +191,7 @@ class SnapshotFolder:
     def keep(self, step: int, packed: bytes) -> None:
         try:
             self._begin()
-            _write(self._folder / f"step-{step:06}.snapshot", packed)
+            write_whole(self._folder / f"step-{step:06}.snapshot", packed)
             for old in snapshot_files(self._folder)[_KEPT:]:
                 old.unlink()
         except OSError as error:
@@ -231,13 +231,3 @@ def clear(folder: Path) -> None:
         path.unlink(missing_ok=True)
     if folder.is_dir() and not any(folder.iterdir()):
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _write(path: Path, content: bytes) -> None:
-    """The file is whole under its name also when the machine goes down."""
-    unfinished = path.with_suffix(".unfinished")
-    with unfinished.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.rename(path)

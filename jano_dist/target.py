@@ -121,6 +121,16 @@ def _deaf() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Replace a file: under its name it is the old one or the new one, also when the machine goes down."""
+    half = path.with_name(f"{path.name}.unfinished")
+    with half.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+        file.flush()
+        os.fsync(file.fileno())
+    half.replace(path)
+
+
 def unfinished(out: Path) -> Path:
     """The folder beside `out` for what a run needs to go on when it fails."""
     return _beside(out.resolve(), "unfinished")

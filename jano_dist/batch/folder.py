@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +11,7 @@ from jano_dist.batch.plan import Job, Plan
 from jano_dist.config import change_config
 from jano_dist.errors import UserError
 from jano_dist.snapshot import clear
-from jano_dist.target import is_run, settle, unfinished
+from jano_dist.target import is_run, settle, unfinished, write_whole
 
 _FORMAT = 1
 _PLAN, _FAILURES, _RESULTS = "batch.json", "failures.jsonl", "results.jsonl"
@@ -142,12 +141,7 @@ class BatchFolder:
                         raise UserError(_another(self.path, theirs["id"], name, value, ours.get(name)))
 
     def _write(self, name: str, text: str) -> None:
-        half = self.path / f"{name}{_HALF}"
-        with half.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        shutil.move(half, self.path / name)
+        write_whole(self.path / name, text)
 
 
 def _pairs(plan: Plan, old: Plan) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:

@@ -24,6 +24,7 @@ from jano_dist.bench.cases import FULL, Case
 from jano_dist.bench.outcome import Outcome
 from jano_dist.config import Config
 from jano_dist.errors import UserError
+from jano_dist.target import write_whole
 
 ROWS = "rows.jsonl"
 _ESSENCE = ("model", "video", "sampling", "policy", "cache", "mesh")  # what of a config makes a video
@@ -131,12 +132,7 @@ class BenchFolder:
 
     def write(self, name: str, text: str) -> None:
         """Write a file that is whole, or the one that was there before."""
-        half = self.path / f".{name}.unfinished"
-        with half.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        half.replace(self.path / name)
+        write_whole(self.path / name, text)
 
     def _append(self, row: Mapping[str, Any]) -> None:
         with (self.path / ROWS).open("ab+") as file:

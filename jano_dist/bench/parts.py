@@ -2,21 +2,16 @@
 there, so the same command goes on where it was ended."""
 
 import json
-import os
-import platform
-import shlex
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from jano_dist.bench.ran import cpu_name
+from jano_dist.bench.ran import how_it_ran
 from jano_dist.errors import UserError
-from jano_dist.observe import versions
+from jano_dist.target import write_whole
 
 _ASKED = "bench.json"
 _PARTS = "parts"
-_HALF = ".unfinished"
 
 
 class PartsFolder:
@@ -75,25 +70,9 @@ class PartsFolder:
 
     def write(self, name: str, text: str) -> None:
         """Write a file as a whole."""
-        path = self.path / name
-        half = path.with_name(path.name + _HALF)
-        half.write_text(text, encoding="utf-8")
-        os.replace(half, path)
+        write_whole(self.path / name, text)
 
     def write_result(self, name: str, arguments: Sequence[str], figures: Mapping[str, Any]) -> None:
         """Write `name`.json: what was measured, and how."""
         result = {"ran": how_it_ran(arguments), "figures": "measured", **figures}
         self.write(f"{name}.json", json.dumps(result, indent=1) + "\n")
-
-
-def how_it_ran(arguments: Sequence[str]) -> dict[str, Any]:
-    """Machine, versions, command and date of a measurement."""
-    return {
-        "ended": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["jano-dist", *arguments]),
-        "versions": versions(),
-        "system": platform.platform(terse=True),
-        "processor": cpu_name(),
-        "cores": os.cpu_count(),
-        "threads": os.environ.get("OMP_NUM_THREADS"),
-    }

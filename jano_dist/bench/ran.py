@@ -32,6 +32,19 @@ def ran(arguments: Sequence[str], device: torch.device, ranks: int) -> dict[str,
     }
 
 
+def how_it_ran(arguments: Sequence[str]) -> dict[str, Any]:
+    """Machine, versions, command and date of a measurement that has ended; its ranks lived elsewhere."""
+    return {
+        "ended": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(["jano-dist", *arguments]),
+        "versions": versions(),
+        "system": platform.platform(terse=True),
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": os.environ.get("OMP_NUM_THREADS"),
+    }
+
+
 def cpu_name() -> str:
     """The processor, as Linux calls it."""
     try:

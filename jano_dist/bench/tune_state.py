@@ -11,6 +11,7 @@ from typing import Any
 from jano_dist.bench.search import CEILING, FULL, Candidate, Measured
 from jano_dist.bench.space import Prediction
 from jano_dist.errors import UserError
+from jano_dist.target import write_whole
 
 _FORMAT = 1
 _NAME = "tune.json"
@@ -158,16 +159,6 @@ class TuneFolder:
                     f"--out {self.path} is the folder of another tuning ({key} is not the same): give a new "
                     "folder, or the same config and prompts"
                 )
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Replace a file: it is the old one or the new one, whenever this is ended."""
-    half = path.with_name(f"{path.name}.unfinished")
-    with half.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    half.replace(path)
 
 
 def _essence(facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from jano_dist.batch import read_plan
 from jano_dist.bench.cases import Case, preset_case
 from jano_dist.bench.search import CEILING, Candidate, Speed, Target, divide, rungs
 from jano_dist.bench.space import candidates
-from jano_dist.bench.tune_state import TuneFolder, TuneState, facts_of, write_whole
+from jano_dist.bench.tune_state import TuneFolder, TuneState, facts_of
 from jano_dist.bench.tuning import Tuning
 from jano_dist.bench.verdict import asked, preset_text, sentences, verdict
 from jano_dist.cli import importing
@@ -43,7 +43,7 @@ from jano_dist.config import Config, load_config, parse_overrides, preset_names
 from jano_dist.errors import Interrupted, RunError, UserError
 from jano_dist.gang import Place, Progress, find_place, is_supervised
 from jano_dist.libraries import quiet_libraries
-from jano_dist.target import hold
+from jano_dist.target import hold, write_whole
 
 if TYPE_CHECKING:  # it imports torch
     from jano_dist.bench.tune_runs import TuneRuns
