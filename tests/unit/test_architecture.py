@@ -26,7 +26,7 @@ ALLOWED = {
     "gang": {"observe"},
     "runtime": {"config", "gang", "watch"},
     "watch": {"gang"},
-    "snapshot": set(),
+    "snapshot": {"target"},
     "texts": set(),
     "batch": {"config", "snapshot", "target"},
     "degrees": {"config"},

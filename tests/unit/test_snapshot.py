@@ -1,6 +1,7 @@
 """Snapshots as files: which stay, which is found, and what a disk that is full changes."""
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -109,9 +110,7 @@ def test_another_run_where_it_must_be_the_same(folder):
 def test_a_full_disk_does_not_end_the_run(folder, monkeypatch):
     snapshots = keeper(folder)
     snapshots.keep(4, packed(4))
-    monkeypatch.setattr(
-        snapshot.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space"))
-    )
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space")))
     snapshots.keep(8, packed(8))
     (note,) = snapshots.notes
     assert "no snapshot could be written" in note
