@@ -60,6 +60,7 @@ def end_of(launcher: str, how: str, world: int, policy: str) -> dict[str, Any]:
             time.sleep(0.01)
         gone, fault = time.time(), float((folder / "time").read_text())
         said = "".join(process.communicate(timeout=300)[1].decode() for process in processes)
+        said = said.replace(f"{name}/", "")
         cause = folder / "cause"
         return {
             "exits": [process.returncode for process in processes],
