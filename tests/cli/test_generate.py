@@ -21,7 +21,7 @@ from safetensors.numpy import load_file
 from safetensors.torch import load, save
 
 from jano_dist import cli as command_line
-from jano_dist import load_config, run_folder
+from jano_dist import load_config, report, run_folder
 from jano_dist.cli.app import run
 from jano_dist.cli.log import Bar
 from jano_dist.cli.ranks import without_options
@@ -375,7 +375,7 @@ class TestInterrupted:
         def interrupt(*arguments):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(run_folder, "complexity_picture", interrupt)
+        monkeypatch.setattr(report, "complexity_picture", interrupt)
         with unchanged(earlier.parent):
             out = earlier.parent / folder
             result = cli("generate", BALL, "--out", out, "--config", small, "--steps", "7")
@@ -407,7 +407,7 @@ class TestInterrupted:
         def terminate(*arguments):
             raise Stopped
 
-        monkeypatch.setattr(run_folder, "timeline_picture", terminate)
+        monkeypatch.setattr(report, "timeline_picture", terminate)
         with unchanged(earlier.parent):
             result = cli("generate", BALL, "--out", earlier, "--config", small, "--steps", "7")
         assert (result.code, result.err) == (143, "")

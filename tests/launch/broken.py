@@ -20,7 +20,7 @@ os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"  # the command line does so before i
 from jano_dist.libraries import uncollected
 
 with uncollected():  # and this, too
-    from jano_dist import cli, gang, run_folder
+    from jano_dist import cli, gang
     from jano_dist.denoise import Denoiser
     from jano_dist.engine import Engine
     from jano_dist.gang import attempt
@@ -108,7 +108,9 @@ def main() -> None:
         tell_when_back()
     if own == rank and not (times and start >= int(times[0])):
         if place == "write":
-            run_folder.timeline_picture = lambda *_: break_down(how)
+            from jano_dist import report  # with matplotlib, which other ranks need not wait for
+
+            report.timeline_picture = lambda *_: break_down(how)
         elif place in _PLACES:
             _breaking(*_PLACES[place], how)
         else:
