@@ -104,9 +104,9 @@ def test_several_gangs(batch, alone, prompts, tmp_path):
     assert [(row["id"], row["status"], row["attempts"]) for row in results(out)] == [
         (name, "done", 1) for name in NAMES
     ]
-    assert [line.split(":")[0] for line in ended.out.splitlines()[:-1] if "note:" not in line] == sorted(
-        NAMES, key=lambda name: (out / name / "run.json").stat().st_mtime
-    )
+    # In which order is not said: two gangs may end in the same moment.
+    told = [line.split(":")[0] for line in ended.out.splitlines()[:-1] if "note:" not in line]
+    assert sorted(told) == sorted(NAMES)
     assert "4 done, 0 set aside, 0 left" in ended.out.splitlines()[-1]
     assert gone(tmp_path, 2)
     # Another start, with a line more, makes that and nothing else.
