@@ -11,13 +11,12 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from jano_dist.bench.prompts import PROMPTS as PROMPTS
 from jano_dist.bench.ran import cpu_name
-from jano_dist.mesh import Mesh
+from jano_dist.bench.stand_ins import Undecoded as Undecoded
 from jano_dist.observe import versions
 from jano_dist.policies import Policy
 from jano_dist.tokens.schedule import StepKind
@@ -90,16 +89,3 @@ class FixedMap(Policy):
 
     def observe(self, step: int, velocity: Tensor) -> Tensor | None:
         return self._levels if step == 0 else None
-
-
-class Undecoded:
-    """A loaded model whose latents stay latents: decoding takes longer than what is measured."""
-
-    def __init__(self, model: Any) -> None:
-        self._model = model
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
-
-    def decode(self, latent: Tensor, mesh: Mesh) -> np.ndarray:
-        return np.zeros((0, 1, 1, 3), np.uint8)

@@ -17,12 +17,10 @@ from torch import Tensor
 
 from jano_dist.bench.parts import PartsFolder
 from jano_dist.bench.scaling_cases import PROMPT, Case, Question, mesh_name, short
-from jano_dist.bench.stand_ins import Rearranged
+from jano_dist.bench.stand_ins import Rearranged, Undecoded
 from jano_dist.config import Config
 from jano_dist.engine import Engine
 from jano_dist.errors import PeerLost, RunError
-from jano_dist.mesh import Mesh
-from jano_dist.models import VideoModel
 from jano_dist.models.peers import Peer, load_peer, why_not
 from jano_dist.policies import Policy, make_policy
 from jano_dist.runtime import release
@@ -30,20 +28,6 @@ from jano_dist.sampling.guidance import guidance_on
 from jano_dist.tokens.complexity import ACTIVE, MODERATE, STATIC
 
 _SEED = 0
-
-
-class Undecoded:
-    """A loaded model whose latents stay latents."""
-
-    def __init__(self, model: VideoModel) -> None:
-        self._model = model
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
-
-    def decode(self, latent: Tensor, mesh: Mesh) -> np.ndarray:
-        """No frames."""
-        return np.zeros((0, 1, 1, 3), np.uint8)
 
 
 class Rank:

@@ -1,12 +1,16 @@
-"""Policies around policies: one whose map is shuffled, and one that keeps the velocities it sees."""
+"""Policies around policies: one whose map is shuffled, one that keeps the velocities it sees; and a model
+that does not decode."""
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from jano_dist.mesh import Mesh
+from jano_dist.models import VideoModel
 from jano_dist.policies import Policy, make_policy
 from jano_dist.tokens.grid import Shape3, TokenGrid, expand_blocks
 from jano_dist.tokens.schedule import StepKind
@@ -111,3 +115,17 @@ def _cells(grid: TokenGrid) -> list[Tensor]:
         a, b, c = (where.amax(0) - where.amin(0) + 1).tolist()
         found[a, b, c].append(tokens[inside])
     return [torch.stack(alike) for alike in found.values()]
+
+
+class Undecoded:
+    """A loaded model whose latents stay latents."""
+
+    def __init__(self, model: VideoModel) -> None:
+        self._model = model
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def decode(self, latent: Tensor, mesh: Mesh) -> np.ndarray:
+        """No frames."""
+        return np.zeros((0, 1, 1, 3), np.uint8)
