@@ -21,7 +21,7 @@ SCORES = "last_change; published; smooth_spread; fft velocity; RAS spread; chang
 RUNS = {
     "recognition": "recognition --guidances 3,4 --shifts 1,3,5 --warmups 4,6,10 --outcomes none",
     "outcomes": f"recognition --prompts '{CAPTIONS}' --shifts 3,5 --warmups 10 --outcomes '{SCORES}'",
-    # 2,304 tokens and the published intervals; a wan-tiny preset refreshes so often that little is left to retain.
+    # 2,304 tokens, the published intervals: a preset of wan-tiny refreshes so often that little is retained.
     "scaling": "scaling --frames 33 --height 256 --width 256 --steps 20 --worlds 1,2 --meshes 2x1x1,1x1x2"
     " --active 0.2 --moderate 0.2 --set policy.warmup=4 --set policy.static_interval=6"
     " --set policy.moderate_interval=3 --peers diffusers",
