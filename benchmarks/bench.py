@@ -20,7 +20,7 @@ CAPTIONS = Path(__file__).with_name("quality.txt")
 SCORES = "last_change; published; smooth_spread; fft velocity; RAS spread; change and detail"
 RUNS = {
     "recognition": "recognition --guidances 3,4 --shifts 1,3,5 --warmups 4,6,10 --outcomes none",
-    "outcomes": f"recognition --prompts '{CAPTIONS}' --shifts 3,5 --warmups 10 --outcomes '{SCORES}'",
+    "outcomes": f"recognition --prompts '{CAPTIONS}' --shifts 3 --warmups 10 --outcomes '{SCORES}'",
     # 2,304 tokens, the published intervals: a preset of wan-tiny refreshes so often that little is retained.
     "scaling": "scaling --frames 33 --height 256 --width 256 --steps 20 --worlds 1,2 --meshes 2x1x1,1x1x2"
     " --active 0.2 --moderate 0.2 --set policy.warmup=4 --set policy.static_interval=6"
