@@ -1,6 +1,6 @@
-"""Write the tables and the plot of the quality comparison from its committed results.
+"""Write the tables of quality and recognition, and the plot, from the committed results.
 
-Rewrites what lies between `<!-- quality ... -->` and `<!-- end -->` in README.md and docs/benchmarks.md, and
+Rewrites what lies between `<!-- NAME -->` and `<!-- end -->` in README.md and docs/benchmarks.md, and
 docs/images/quality.png. `--check` only says whether they are as the results have them.
 """
 
@@ -111,6 +111,36 @@ def named_table(found: list[dict[str, Any]], other: list[dict[str, Any]]) -> str
         gains = f"{1 / here[case]['work']:.2f}x"
         lines.append(f"| {method} | {figure} | {case}, {gains}: {_psnr(here[case])}; {_psnr(there[case])} |")
     return "\n".join(lines)
+
+
+def recognition_table() -> str:
+    """What each score foretells, and the videos made with its map, the best first."""
+    results = Path(__file__).with_name("results")
+    told, made = (
+        json.loads(sorted(results.glob(f"*-bench-{name}.json"))[-1].read_text())["rows"]
+        for name in ("recognition", "outcomes")
+    )
+    warmups = sorted({row["warmup"] for row in told})
+    columns = [f"warm-up {warmup}" for warmup in warmups]
+    lines = [
+        f"| map | {' | '.join(columns)} | PSNR mean / worst |",
+        "| --- |" + " --- |" * (len(columns) + 1),
+    ]
+    psnr = {row["score"]: row for row in made if row["psnr_mean"] is not None}
+    names = dict.fromkeys(row["score"] for row in told)
+    mine = {name: [row for row in told if row["score"] == name] for name in names}
+    for name in sorted(names, key=lambda name: -mean(row["rank_correlation"] for row in mine[name])):
+        cells = [_foretold([row for row in mine[name] if row["warmup"] == warmup]) for warmup in warmups]
+        outcome = psnr.get(name)
+        cells.append(f"{outcome['psnr_mean']:.1f} / {outcome['psnr_worst']:.1f} dB" if outcome else "")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _foretold(found: list[dict[str, Any]]) -> str:
+    return (
+        f"{mean(row['rank_correlation'] for row in found):.2f}, {mean(row['accuracy'] for row in found):.2f}"
+    )
 
 
 def drawn(found: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -65,15 +65,16 @@ def _about(comparison: Comparison) -> str:
         f"a full run: {seconds['denoise']:.1f} s of denoising, {seconds['whole']:.1f} s with encoding and "
         "decoding (mean)",
     ]
-    for each in comparison.ran:
-        versions = ", ".join(f"{name} {version}" for name, version in each["versions"].items())
-        ranks = f"{count(each['ranks'], 'rank')} of {count(each['threads'], 'thread')}"
-        lines.append(
-            f"measured {each['began']} on {each['device']} ({each['cpu']}, {count(each['cores'], 'core')}), "
-            f"{ranks}; {versions}"
-        )
-        lines.append(f"$ {each['command']}")
-    return "".join(f"<p>{escape(line)}</p>" for line in lines)
+    return "".join(f"<p>{escape(line)}</p>" for line in lines) + "".join(map(_measured, comparison.ran))
+
+
+def _measured(ran: Mapping[str, Any]) -> str:
+    """When and where; the command, which may be long, where it is asked for."""
+    versions = ", ".join(f"{name} {version}" for name, version in ran["versions"].items())
+    ranks = f"{count(ran['ranks'], 'rank')} of {count(ran['threads'], 'thread')}"
+    where = f"{ran['device']} ({ran['cpu']}, {count(ran['cores'], 'core')}), {ranks}; {versions}"
+    summary = escape(f"measured {ran['began']} on {where}")
+    return f"<details><summary>{summary}</summary><p>$ {escape(ran['command'])}</p></details>"
 
 
 def _table(comparison: Comparison, shown: Sequence[str]) -> str:

@@ -30,7 +30,7 @@ def pareto(cases: Sequence[Mapping[str, Any]], videos: int) -> bytes:
     for panel, end, title in zip(axes, ("mean", "worst"), ("mean", f"worst of {videos}"), strict=True):
         for number, family in enumerate(families):
             own = [case for case in cases if case["family"] == family]
-            _line(panel, own, end, _LOOKS[number % len(_LOOKS)], family)
+            _line(panel, own, end, _look(number), family)
         for case in cases:
             if case["family"] == _FLOOR:
                 _floor(panel, case, end)
@@ -50,6 +50,12 @@ def pareto(cases: Sequence[Mapping[str, Any]], videos: int) -> bytes:
     picture = io.BytesIO()
     figure.savefig(picture, format="png")
     return picture.getvalue()
+
+
+def _look(number: int) -> tuple[str, str]:
+    """Colour and shape of a family; where the colours begin again, each has another shape."""
+    around, place = divmod(number, len(_LOOKS))
+    return _LOOKS[place][0], _LOOKS[(place + 3 * around) % len(_LOOKS)][1]
 
 
 def _point(case: Mapping[str, Any], end: str) -> tuple[float, float] | None:
