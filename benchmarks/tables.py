@@ -175,6 +175,7 @@ def main() -> None:
         ROOT / "docs" / "benchmarks.md": {
             "quality": table(found, other),
             "by name": named_table(found, other),
+            "recognition": recognition_table(),
         },
         ROOT / "README.md": {"quality": short_table(found)},
     }
