@@ -73,7 +73,7 @@ def partial_step(transformer: Any, latent: torch.Tensor, text: torch.Tensor) -> 
     _, t, h, w = latent.shape
     tokens = t * h * w // 4
     levels = torch.randint(1, 4, (tokens,), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    plan, branch = TokenPlan.from_levels(levels), ours.branch(text)
+    plan, branch = TokenPlan.from_levels(levels), ours.branch({"text": text})
     sizes = (config.num_layers, tokens, config.num_attention_heads, config.attention_head_dim)
     cache = KVCache(*sizes, torch.float32, torch.device("cpu"))
     refreshed = torch.zeros(tokens, config.out_channels * 4)

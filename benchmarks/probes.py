@@ -166,7 +166,7 @@ def forward_seconds(
     )
     assert plan.tokens == token_count(geometry, config)
     text = torch.randn(1, config.model.max_sequence_length, geometry.text_dim, device=device)
-    branch, timestep = model.branch(text), torch.tensor(600.0, device=device)
+    branch, timestep = model.branch({"text": text}), torch.tensor(600.0, device=device)
     ulysses, kv, ranks = mesh.size("ulysses"), mesh.size("kv"), mesh.size("sequence")
     first = mesh.index("kv") * ulysses
     shard = sum(plan.deal(StepKind.FULL, ranks, kv).counts[first : first + ulysses])

@@ -82,7 +82,8 @@ def fits(config: Config, sizes: ModelSizes, degrees: Degrees, device: torch.devi
     if device.type != "cuda":
         return True
     memory = memory_of(sizes, config, degrees)
-    needed = memory.phases["denoise"] - memory.resident["cache"] * (1 - 1 / branches_on_rank(config, degrees))
+    branches = branches_on_rank(sizes.geometry, config, degrees)
+    needed = memory.phases["denoise"] - memory.resident["cache"] * (1 - 1 / branches)
     return needed < torch.cuda.get_device_properties(device).total_memory * 0.95
 
 

@@ -15,7 +15,7 @@ from jano_dist.cache import Cache, CacheSizes, Keeping, NoCache, make_caches
 from jano_dist.config import Config
 from jano_dist.errors import NotFinite, RunError, name_ranks
 from jano_dist.mesh import Mesh
-from jano_dist.models import Branch, VideoModel
+from jano_dist.models import Branch, Conditions, DiffusionModel, split_conditions
 from jano_dist.observe import Observer, StepRecord, merge_ranks, step_table
 from jano_dist.policies import BlockPolicy, Policy
 from jano_dist.reuse import BlockCache, Setting
@@ -30,7 +30,8 @@ from jano_dist.tokens.plan import Deal, TokenPlan
 from jano_dist.tokens.schedule import StepKind
 
 _KINDS = list(StepKind)
-_SCHEDULER, _VELOCITY = "scheduler.", "velocity."  # before the names of their tensors in a snapshot
+# Before the names of their tensors in a snapshot.
+_CONDITION, _SCHEDULER, _VELOCITY = "condition.", "scheduler.", "velocity."
 
 
 @dataclass
@@ -38,7 +39,7 @@ class State:
     """Everything a step needs to go on. One per generation; a step replaces or writes every field."""
 
     latent: Tensor  # float32 [C, T, H, W]
-    text: Tensor  # [prompts, L, text_dim], of all branches
+    conditions: Conditions  # of all branches
     branches: list[Branch]  # this rank's: cond, then uncond, or under CFG parallelism one of them
     caches: list[Cache]  # one per branch; null until a map is known
     plan: TokenPlan
@@ -61,32 +62,34 @@ class Denoiser:
         latent: (T, H, W) positions.
     """
 
-    def __init__(self, config: Config, model: VideoModel, mesh: Mesh, latent: Shape3) -> None:
+    def __init__(self, config: Config, model: DiffusionModel, mesh: Mesh, latent: Shape3) -> None:
         self._config, self._model, self._mesh, self._latent = config, model, mesh, latent
         t, h, w = (size // edge for size, edge in zip(latent, model.geometry.patch, strict=True))
         self.token_shape: Shape3 = (t, h, w)
+        self._joint = model.geometry.joint_tokens(config.model.max_sequence_length)
 
-    def begin(self, text: Tensor, seed: int, *, forecasts: bool = False) -> State:
+    def begin(self, conditions: Conditions, seed: int, *, forecasts: bool = False) -> State:
         """The state before the first step; the noise is the coordinator's.
 
         Args:
-            text: embeddings [prompts, L, text_dim] of all branches, the same on every rank.
+            conditions: of all branches, the same on every rank.
             forecasts: see `Policy`.
         """
         model, mesh, sampling = self._model, self._mesh, self._config.sampling
-        plan = TokenPlan.natural(int(np.prod(self.token_shape)), model.device)
-        own = text.chunk(mesh.size("cfg"))[mesh.index("cfg")].split(1)
+        plan = TokenPlan.natural(int(np.prod(self.token_shape)), model.device, self._joint)
+        half = split_conditions(conditions, mesh.size("cfg"))[mesh.index("cfg")]
+        own = split_conditions(half, len(half["text"]))
         return State(
             latent=mesh.broadcast(model.noise(self._latent, seed).contiguous()),
-            text=text,
-            branches=[model.branch(each) for each in own],
+            conditions=conditions,
+            branches=[model.branch(each, sampling.guidance) for each in own],
             caches=[NoCache(model.geometry.layers) for _ in own],
             plan=plan,
             velocity=VelocityRows(
                 plan.tokens, model.geometry.row_width, model.dtype, model.device, forecasts=forecasts
             ),
             levels=torch.full((plan.tokens,), ACTIVE, dtype=torch.uint8, device=model.device),
-            scheduler=model.scheduler(sampling.steps, sampling.shift),
+            scheduler=model.scheduler(sampling.steps, sampling.shift, self._latent),
         )
 
     def resume(self, snapshot: Snapshot, policy: Policy) -> State:
@@ -95,7 +98,8 @@ class Denoiser:
         `policy`, of this run, takes up what it knew.
         """
         tensors, device = snapshot.tensors, self._model.device
-        state = self.begin(tensors["text"].to(device), seed=0, forecasts=policy.forecasts)
+        conditions = _named(tensors, _CONDITION, device)
+        state = self.begin(conditions, seed=0, forecasts=policy.forecasts)
         state.latent = tensors["latent"].to(device)
         state.velocity.restore({name: each.to(device) for name, each in tensors.items()}, _VELOCITY)
         policy.recall(snapshot.facts["policy"])
@@ -183,7 +187,7 @@ class Denoiser:
             return
         settings, tensors = scheduler_state(state.scheduler, _SCHEDULER)
         kept = {
-            "text": state.text,
+            **{_CONDITION + name: each for name, each in state.conditions.items()},
             "latent": state.latent,
             **state.velocity.kept(_VELOCITY),
             **tensors,
@@ -226,14 +230,16 @@ class Denoiser:
         caches = [idle] * len(state.branches) if kind is StepKind.FULL else state.caches
         # All of a rank's keys and values where they are made again from what the cache keeps.
         kv_deal = self._deal(state.plan, StepKind.REFRESH) if caches[0].projects_all else deal
-        attend = SequenceAttention(mesh, deal.counts, kv_deal.counts, deal.moves[mesh.index("kv")])
+        counts, kv_counts = deal.sequence_counts, kv_deal.sequence_counts
+        attend = SequenceAttention(mesh, counts, kv_counts, deal.moves[mesh.index("kv")])
+        own_text = deal.own_text(mesh.index("sequence"))
         outputs = [
-            self._model.forward(state.latent, timestep, branch, own, cache, attend)
+            self._model.forward(state.latent, timestep, branch, own, cache, attend, own_text)
             for branch, cache in zip(state.branches, caches, strict=True)
         ]
         # Partners swap the rows they computed, and only what is guided is gathered: half the bytes.
-        counts = [len(own)] * mesh.size("cfg")
-        swapped = [part for rows in outputs for part in mesh.gather_rows(rows, counts, "cfg").split(counts)]
+        halves = [len(own)] * mesh.size("cfg")
+        swapped = [part for rows in outputs for part in mesh.gather_rows(rows, halves, "cfg").split(halves)]
         guided = guide(swapped, self._config.sampling.guidance)
         return mesh.gather_rows(guided, deal.counts, "sequence")
 
@@ -241,7 +247,7 @@ class Denoiser:
         """A new map, of the coordinator: order the tokens by it and start empty caches in that order."""
         model, mesh, settings = self._model, self._mesh, self._config.cache
         state.levels = mesh.broadcast(torch.empty_like(state.levels) if levels is None else levels)
-        state.plan, state.mapped = TokenPlan.from_levels(state.levels), True
+        state.plan, state.mapped = TokenPlan.from_levels(state.levels, self._joint), True
         others = mesh.differing(state.plan.digest())
         if others:
             raise RunError(
@@ -260,7 +266,7 @@ class Denoiser:
 
     def _cache_sizes(self, plan: TokenPlan) -> CacheSizes:
         geometry, mesh = self._model.geometry, self._mesh
-        counts, ulysses = self._deal(plan, StepKind.REFRESH).counts, mesh.size("ulysses")
+        counts, ulysses = self._deal(plan, StepKind.REFRESH).sequence_counts, mesh.size("ulysses")
         shard = mesh.index("kv") * ulysses
         return CacheSizes(
             layers=geometry.layers,
@@ -289,3 +295,9 @@ class Denoiser:
             blocks=cache.work_of(tokens, own_tokens) if isinstance(cache, BlockCache) else None,
             began=started,
         )
+
+
+def _named(tensors: Mapping[str, Tensor], prefix: str, device: torch.device) -> dict[str, Tensor]:
+    """A snapshot's tensors whose names begin so, without the prefix."""
+    own = {name: each for name, each in tensors.items() if name.startswith(prefix)}
+    return {name.removeprefix(prefix): each.to(device) for name, each in own.items()}

@@ -23,11 +23,10 @@ from jano_dist.degrees import check_policy, choose_degrees, explain_degrees
 from jano_dist.denoise import Denoiser, State
 from jano_dist.errors import UserError, name_ranks
 from jano_dist.mesh import Mesh, ranks_started
-from jano_dist.models import Geometry, VideoModel, load_model, model_digest, read_geometry
+from jano_dist.models import Conditions, DiffusionModel, Geometry, load_model, model_digest, read_geometry
 from jano_dist.observe import NullObserver, Observer
 from jano_dist.policies import Policy, make_policy
 from jano_dist.runtime import pick_device, ranks_per_node, release, require_gang
-from jano_dist.sampling.guidance import guidance_on
 from jano_dist.snapshot import NoSnapshots, Snapshot, Snapshots
 from jano_dist.telemetry import Sampler, gather_usage, gpu_uuid, open_sampler, refuse_shared_gpus
 from jano_dist.texts import Texts
@@ -70,9 +69,9 @@ def _check_observer(observer: object) -> None:
         )
 
 
-def _mesh_wishes(config: Config) -> tuple[object, ...]:
+def _mesh_wishes(config: Config, geometry: Geometry) -> tuple[object, ...]:
     """What of a config decides on the mesh."""
-    return config.mesh, guidance_on(config.sampling.guidance), config.cache.kind
+    return config.mesh, geometry.branches(config.sampling.guidance), config.cache.kind
 
 
 def _check_engine(config: object, mesh: object) -> None:
@@ -104,7 +103,7 @@ class Engine:
         self,
         config: Config,
         *,
-        model: VideoModel | None = None,
+        model: DiffusionModel | None = None,
         mesh: Mesh | None = None,
         policies: Callable[..., Policy] = make_policy,
         observer: Observer | None = None,
@@ -134,7 +133,7 @@ class Engine:
         if model is None:
             check_fit(config, self.mesh.degrees, device, local_world=ranks_per_node())
         started = time.perf_counter()
-        self.model: VideoModel = model or load_model(
+        self.model: DiffusionModel = model or load_model(
             config.model.name,
             dtype=config.model.dtype,
             vae_dtype=config.model.vae_dtype,
@@ -163,7 +162,8 @@ class Engine:
         """
         if config.model != self.config.model:
             raise UserError("engines share a model only where all of the config's section model is the same")
-        mesh = self.mesh if _mesh_wishes(config) == _mesh_wishes(self.config) else None
+        geometry = self.model.geometry
+        mesh = self.mesh if _mesh_wishes(config, geometry) == _mesh_wishes(self.config, geometry) else None
         sampler, maker = self._sampler, policies or self._make_policy
         other = Engine(config, model=self.model, mesh=mesh, policies=maker, sampler=sampler)
         other._files, other._texts = self._files, self._texts
@@ -182,7 +182,7 @@ class Engine:
 
     def _arrange(self, geometry: Geometry, device: torch.device) -> Mesh:
         asked, local_world = self.config.mesh, ranks_per_node()
-        heads, guided = geometry.heads, guidance_on(self.config.sampling.guidance)
+        heads, guided = geometry.heads, geometry.branches(self.config.sampling.guidance) == 2
         facts: dict[str, Any] = {"heads": heads, "guided": guided, "local_world": local_world}
         facts["hidden"] = self.config.cache.kind == "hidden"
         degrees = choose_degrees(asked, world=ranks_started(), **facts)
@@ -235,7 +235,7 @@ class Engine:
         sampling = change_sampling(self.config.sampling, {"seed": seed, "negative_prompt": negative_prompt})
         _check_observer(observer)
         observer = observer or (_Warner() if self.mesh.is_coordinator else NullObserver())
-        prompts = [prompt, sampling.negative_prompt] if guidance_on(sampling.guidance) else [prompt]
+        prompts = [prompt, sampling.negative_prompt][: self.model.geometry.branches(sampling.guidance)]
         for note in self.model.notes(*prompts):
             observer.note(note)
         made = datetime.now(UTC).isoformat(timespec="seconds")
@@ -278,15 +278,11 @@ class Engine:
             return self._denoiser.resume(found, policy)
         return self._denoiser.begin(self._encode(prompts), seed, forecasts=policy.forecasts)
 
-    def _encode(self, prompts: list[str]) -> Tensor:
-        """Text embeddings [prompts, L, text_dim] on every rank; the coordinator makes them."""
-        model, mesh = self.model, self.mesh
-        shape = (len(prompts), self.config.model.max_sequence_length, model.geometry.text_dim)
-        own = self._texts.embed(*prompts).to(model.device) if mesh.is_coordinator else None
-        mesh.await_everyone()  # nodes may read their weights at different speeds, too
-        return mesh.broadcast(
-            torch.empty(shape, dtype=model.dtype, device=model.device) if own is None else own
-        )
+    def _encode(self, prompts: list[str]) -> Conditions:
+        """What the prompts became, on every rank; the coordinator makes it."""
+        own = self._texts.embed(*prompts) if self.mesh.is_coordinator else None
+        self.mesh.await_everyone()  # nodes may read their weights at different speeds, too
+        return self.mesh.broadcast_named(own)
 
     def _found(self, snapshots: Snapshots, facts: Mapping[str, Any]) -> Snapshot | None:
         """The snapshot to go on from, which the coordinator reads, on every rank."""
@@ -327,7 +323,7 @@ class Engine:
         self, state: State, seconds: dict[str, float], memory: dict[str, int], branches: int
     ) -> dict[str, Any]:
         geometry, tokens = self.model.geometry, state.plan.tokens
-        text = geometry.text_flops(self.config.model.max_sequence_length)
+        text = geometry.text_flops(geometry.text_tokens(self.config.model.max_sequence_length))
         steps = self._denoiser.step_rows(state)
         taken = [step for step in steps if step["kind"] != StepKind.SKIP]
         done = text + sum(

@@ -9,8 +9,9 @@ One process is a mesh of one rank, whose collectives move nothing.
                                            rank 2 - rank 3    uncond branch
 """
 
+import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any, Literal, NamedTuple
@@ -191,6 +192,25 @@ class Mesh:
             with self._counted(tensor.nbytes * (self.world - 1) if self.is_coordinator else 0, "broadcast"):
                 dist.broadcast(tensor, src=0)
         return tensor
+
+    def broadcast_named(self, tensors: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+        """The coordinator's tensors, by name, on the device of every rank; what others pass is ignored."""
+        mine = {} if tensors is None else {name: each.to(self.device) for name, each in tensors.items()}
+        if self.world == 1:
+            return mine
+        layout = [
+            [name, list(each.shape), str(each.dtype).removeprefix("torch.")] for name, each in mine.items()
+        ]
+        text = bytearray(json.dumps(layout).encode()) if self.is_coordinator else bytearray()
+        (size,) = self.decide(len(text))
+        sent = self.broadcast(torch.frombuffer(text or bytearray(size), dtype=torch.uint8))
+        named = {}
+        for name, shape, dtype in json.loads(sent.numpy().tobytes()):
+            empty = torch.empty(
+                0 if self.is_coordinator else shape, dtype=getattr(torch, dtype), device=self.device
+            )
+            named[name] = self.broadcast(mine[name].contiguous() if self.is_coordinator else empty)
+        return named
 
     def await_everyone(self) -> None:
         """Wait until every rank has come this far, after work that may take longer than the time-out."""

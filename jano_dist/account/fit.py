@@ -13,7 +13,6 @@ from jano_dist.degrees import Degrees, choose_degrees, explain_degrees, traffic_
 from jano_dist.errors import UserError
 from jano_dist.models.sizes import ModelSizes, read_sizes
 from jano_dist.observe import host_memory
-from jano_dist.sampling.guidance import guidance_on
 
 GIB = 2**30
 
@@ -89,7 +88,7 @@ def mesh_choice(sizes: ModelSizes, config: Config, degrees: Degrees, *, local_wo
 
 def _branching(sizes: ModelSizes, config: Config) -> dict[str, Any]:
     """What decides which meshes are possible: heads to divide, and whether there are two branches."""
-    return {"heads": sizes.geometry.heads, "guided": guidance_on(config.sampling.guidance)}
+    return {"heads": sizes.geometry.heads, "guided": sizes.geometry.branches(config.sampling.guidance) == 2}
 
 
 def cheapest(

@@ -25,9 +25,8 @@ from jano_dist.config.policies import (
     ToCaPolicyConfig,
 )
 from jano_dist.degrees import Degrees
-from jano_dist.models.base import Geometry
+from jano_dist.geometry import Geometry
 from jano_dist.models.sizes import ModelSizes
-from jano_dist.sampling.guidance import guidance_on
 
 _SCALE = 4  # bytes of the float32 scale of an 8-bit row
 _TILE, _TILE_STRIDE = 256, 192  # pixels; what diffusers' tiled decoding uses
@@ -86,9 +85,14 @@ def token_count(geometry: Geometry, config: Config) -> int:
     return math.prod(size // edge for size, edge in zip(latent, geometry.patch, strict=True))
 
 
-def branches_on_rank(config: Config, degrees: Degrees) -> int:
+def sequence_length(geometry: Geometry, config: Config) -> int:
+    """Tokens that attention sees: those of the video and, in a joint model, of the text."""
+    return token_count(geometry, config) + geometry.joint_tokens(config.model.max_sequence_length)
+
+
+def branches_on_rank(geometry: Geometry, config: Config, degrees: Degrees) -> int:
     """How many branches a rank runs."""
-    return 2 if guidance_on(config.sampling.guidance) and degrees.cfg == 1 else 1
+    return geometry.branches(config.sampling.guidance) // degrees.cfg
 
 
 def model_elements(sizes: ModelSizes, config: Config) -> tuple[int, int]:
@@ -190,15 +194,18 @@ def block_cache_bytes(
 
 
 def text_bytes(geometry: Geometry, text_tokens: int, element: int) -> int:
-    """Cross-attention K/V of one branch, whole on every rank (2 L text W e), and the embeddings."""
-    return text_tokens * element * (2 * geometry.layers * geometry.width + geometry.text_dim)
+    """Cross-attention K/V of one branch, whole on every rank (2 L text W e; none in a joint model), and the
+    embeddings."""
+    kept = 0 if geometry.joint else 2 * geometry.layers * geometry.width
+    return text_tokens * element * (kept + geometry.text_dim)
 
 
 def memory_of(sizes: ModelSizes, config: Config, degrees: Degrees) -> Memory:
     """What the rank that needs most needs, for this config on this mesh."""
     geometry, cache = sizes.geometry, config.cache
     element, text_element = model_elements(sizes, config)
-    tokens, branches = token_count(geometry, config), branches_on_rank(config, degrees)
+    tokens, branches = sequence_length(geometry, config), branches_on_rank(geometry, config, degrees)
+    text_tokens = geometry.text_tokens(config.model.max_sequence_length)
     # DistVAE works on a copy of its own.
     spread = math.prod(degrees) > 1 and config.model.vae_parallel == "auto"
     vae = sizes.vae * _vae_element(config) * (2 if spread else 1)
@@ -212,11 +219,11 @@ def memory_of(sizes: ModelSizes, config: Config, degrees: Degrees) -> Memory:
     resident = {
         "transformer": here,
         "VAE": vae,
-        "text K/V": branches * text_bytes(geometry, config.model.max_sequence_length, element),
+        "text K/V": branches * text_bytes(geometry, text_tokens, element),
         "cache": 0 if in_host else kept,
         "working buffers": working,
         **({"block caches": inside} if inside else {}),
-        "latents": _latents(geometry, tokens, element),
+        "latents": _latents(geometry, token_count(geometry, config), element),
     }
     host = {"transformer": offloaded, "cache": kept if in_host else 0}
     return Memory(

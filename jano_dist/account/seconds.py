@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from jano_dist.account.machines import Link, Machine
-from jano_dist.account.memory import cache_bytes, model_elements, token_count
+from jano_dist.account.memory import cache_bytes, model_elements, sequence_length
 from jano_dist.account.work import StepWork
 from jano_dist.config import CacheConfig, Config
 from jano_dist.degrees import Degrees
@@ -72,7 +72,7 @@ def step_seconds(
     peers = peers_of(degrees, local_world)
     weights = geometry.layers * sizes.layer.nbytes(element)
     # What attention reads does not depend on how it is kept.
-    keys = cache_bytes(geometry, token_count(geometry, config), degrees, CacheConfig(), element)
+    keys = cache_bytes(geometry, sequence_length(geometry, config), degrees, CacheConfig(), element)
     values = work.forwards * geometry.layers * work.rank_rows * geometry.width
     products = (work.rank_flops - work.rank_attention) / machine.gemm
     attention = max(work.rank_attention / machine.attention, work.forwards * keys / machine.memory)

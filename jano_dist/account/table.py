@@ -16,7 +16,6 @@ from jano_dist.config import Config
 from jano_dist.degrees import Degrees, valid_degrees
 from jano_dist.errors import count
 from jano_dist.models.sizes import ModelSizes, read_sizes
-from jano_dist.sampling.guidance import guidance_on
 
 
 def make_plan(
@@ -64,7 +63,9 @@ def make_plan(
         "alternatives": [
             _alternative(sizes, config, other, room, machine, gpus_per_node, active=active, moderate=moderate)
             for other in valid_degrees(
-                world=gpus, heads=sizes.geometry.heads, guided=guidance_on(config.sampling.guidance)
+                world=gpus,
+                heads=sizes.geometry.heads,
+                guided=sizes.geometry.branches(config.sampling.guidance) == 2,
             )
             if other != degrees
         ],

@@ -17,9 +17,8 @@ from jano_dist.attention.distributed import CHUNK_ROWS
 from jano_dist.config import CHOOSING, Config, JanoPolicyConfig, UniformPolicyConfig
 from jano_dist.degrees import Degrees
 from jano_dist.errors import UserError
-from jano_dist.models.base import Geometry
+from jano_dist.geometry import Geometry
 from jano_dist.models.sizes import ModelSizes
-from jano_dist.sampling.guidance import guidance_on
 from jano_dist.tokens.budget import kind_of, step_counts
 from jano_dist.tokens.schedule import Schedule, StepKind
 
@@ -117,11 +116,13 @@ def step_work(
     """A step of a kind that computes `rows` tokens."""
     if kind is StepKind.SKIP:
         return StepWork(kind.value, steps, 0, 0, 0, 0, 0, 0, Sent(0, 0, 0, 0), Calls(0, 0, 0))
-    geometry, text = sizes.geometry, config.model.max_sequence_length
-    tokens = token_count(geometry, config)
-    own, with_kv = own_rows(rows, degrees), own_rows(kv_rows(config, rows, tokens), degrees)
-    branches = 2 if guidance_on(config.sampling.guidance) else 1
-    forwards = branches_on_rank(config, degrees)
+    geometry, tokens = sizes.geometry, token_count(sizes.geometry, config)
+    text = geometry.text_tokens(config.model.max_sequence_length)
+    own, with_kv = (
+        _own_video(geometry, config, each, degrees) for each in (rows, kv_rows(config, rows, tokens))
+    )
+    branches = geometry.branches(config.sampling.guidance)
+    forwards = branches_on_rank(geometry, config, degrees)
     rank_forward = geometry.forward_flops(own, tokens, text, kv_rows=with_kv)
     return StepWork(
         kind=kind.value,
@@ -135,6 +136,12 @@ def step_work(
         sent=sent_bytes(sizes, config, degrees, rows),
         calls=collectives(sizes, config, degrees, rows),
     )
+
+
+def _own_video(geometry: Geometry, config: Config, rows: int, degrees: Degrees, rank: int = 0) -> int:
+    """How many of the first `rows` tokens of the video a rank has; a joint model's text is dealt before."""
+    joint = geometry.joint_tokens(config.model.max_sequence_length)
+    return own_rows(joint + rows, degrees, rank) - own_rows(joint, degrees, rank)
 
 
 def kv_rows(config: Config, rows: int, tokens: int) -> int:
@@ -151,7 +158,7 @@ def branch_flops(
     Args:
         blocks: what of the blocks was computed, where a cache inside them was used (`StepRecord.blocks`).
     """
-    text = config.model.max_sequence_length
+    text = geometry.text_tokens(config.model.max_sequence_length)
     if blocks is not None:
         return geometry.reused_flops(blocks, tokens, text)
     return geometry.forward_flops(rows, tokens, text, kv_rows=kv_rows(config, rows, tokens))
@@ -167,15 +174,21 @@ def sent_bytes(sizes: ModelSizes, config: Config, degrees: Degrees, rows: int, *
     """
     geometry, element = sizes.geometry, model_elements(sizes, config)[0]
     cfg, kv, ulysses = degrees
-    tokens = token_count(geometry, config)
-    own, shard = own_rows(rows, degrees, rank), shard_rows(rows, degrees, rank)
-    with_kv = own_rows(kv_rows(config, rows, tokens), degrees, rank)
+    joint = geometry.joint_tokens(config.model.max_sequence_length)
+    tokens, every = joint + token_count(geometry, config), joint + rows
+    own, shard = own_rows(every, degrees, rank), shard_rows(every, degrees, rank)
+    with_kv = own_rows(kv_rows(config, every, tokens), degrees, rank)
     row = geometry.width // ulysses * element  # of the heads of one rank
-    forwards = geometry.layers * branches_on_rank(config, degrees)
+    forwards = geometry.layers * branches_on_rank(sizes.geometry, config, degrees)
     exchange = (own + 2 * with_kv) * row * (ulysses - 1) + (shard - own) * row
     partial = row + geometry.heads // ulysses * _LSE
-    resident = shard * row * (kv - 1) + (rows - shard) * partial
-    output = own * geometry.row_width * element * (cfg - 1 + kv * ulysses - 1)
+    resident = shard * row * (kv - 1) + (every - shard) * partial
+    output = (
+        _own_video(geometry, config, rows, degrees, rank)
+        * geometry.row_width
+        * element
+        * (cfg - 1 + kv * ulysses - 1)
+    )
     ring = 2 * shard_rows(tokens, degrees, rank) * row * (kv - 1)
     return Sent(forwards * exchange, forwards * resident, output, forwards * ring)
 
@@ -200,10 +213,11 @@ def collectives(sizes: ModelSizes, config: Config, degrees: Degrees, rows: int) 
     KV-resident: two for every chunk of queries. Once per step the swap between branches and the gather.
     """
     cfg, kv, ulysses = degrees
-    layers = sizes.geometry.layers * branches_on_rank(config, degrees)
+    layers = sizes.geometry.layers * branches_on_rank(sizes.geometry, config, degrees)
     tokens = token_count(sizes.geometry, config)
     apart = kv_rows(config, rows, tokens) != rows
-    chunks = max(1, -(-rows // CHUNK_ROWS))
+    joint = sizes.geometry.joint_tokens(config.model.max_sequence_length)
+    chunks = max(1, -(-(joint + rows) // CHUNK_ROWS))
     return Calls(
         ulysses=layers * (3 if apart else 2) if ulysses > 1 else 0,
         kv=layers * 2 * chunks if kv > 1 else 0,

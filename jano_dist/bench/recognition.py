@@ -30,7 +30,7 @@ from jano_dist.bench.stand_ins import Rearranged, recording
 from jano_dist.config import Config, JanoPolicyConfig
 from jano_dist.engine import Engine
 from jano_dist.errors import UserError
-from jano_dist.models import VideoModel
+from jano_dist.models import DiffusionModel
 from jano_dist.policies import Policy, make_policy
 from jano_dist.quality import psnr
 from jano_dist.tokens.complexity import enhance
@@ -100,7 +100,7 @@ class FullRun:
         return Warmup(self.velocities[:steps], self.latents[:steps], self.sigmas[:steps])
 
 
-def measure(question: Question, model: VideoModel, regime: Regime, number: int) -> dict[str, Any]:
+def measure(question: Question, model: DiffusionModel, regime: Regime, number: int) -> dict[str, Any]:
     """All figures of one prompt in one regime."""
     config = in_regime(question.config, regime)
     prompt, seed = question.prompts[number]
@@ -124,13 +124,13 @@ def change_warmup(config: Config, warmup: int) -> Config:
     return config.model_copy(update={"policy": config.policy.model_copy(update={"warmup": warmup})})
 
 
-def full_run(config: Config, model: VideoModel, prompt: str, seed: int) -> FullRun:
+def full_run(config: Config, model: DiffusionModel, prompt: str, seed: int) -> FullRun:
     """Make it. The latents follow from noise, scheduler and velocities, so none need be kept on the way."""
     velocities: list[Tensor] = []
     engine = Engine(full_config(config), model=model, policies=recording(velocities))
     made = engine.generate(prompt, seed=seed)
     latent = model.noise(engine.latent_shape, seed)
-    scheduler = model.scheduler(config.sampling.steps, config.sampling.shift)
+    scheduler = model.scheduler(config.sampling.steps, config.sampling.shift, engine.latent_shape)
     latents = []
     for velocity, timestep in zip(velocities, scheduler.timesteps, strict=True):
         latents.append(latent.cpu())
@@ -179,7 +179,7 @@ def _all_scores(seen: Warmup, policy: JanoPolicyConfig, truth: Tensor) -> Iterat
 
 
 def _outcomes(
-    config: Config, model: VideoModel, prompt: str, seed: int, full: FullRun
+    config: Config, model: DiffusionModel, prompt: str, seed: int, full: FullRun
 ) -> Callable[[Tensor], float]:
     """Complexity map -> PSNR in dB of the video that jano makes with it; the same map is tried once."""
     known: dict[bytes, float] = {}

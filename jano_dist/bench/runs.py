@@ -22,7 +22,6 @@ from jano_dist.engine import Engine, Generation
 from jano_dist.observe import NullObserver, Observer, versions
 from jano_dist.policies import Policy
 from jano_dist.quality import Frames, psnr
-from jano_dist.sampling.guidance import guidance_on
 
 Judge = Callable[[Frames, Frames], Mapping[str, float | None]]  # the full run's frames, a case's
 _WORK = ("encode", "denoise", "decode")  # what a video costs once the model is loaded
@@ -100,8 +99,8 @@ class Runs:
 
     def prepare(self, prompts: Sequence[str]) -> None:
         """Encode all prompts to come, in one load of the text encoder."""
-        sampling = self.config.sampling
-        negative = [sampling.negative_prompt] if guidance_on(sampling.guidance) else []
+        sampling, geometry = self.config.sampling, self.base.model.geometry
+        negative = [sampling.negative_prompt] if geometry.branches(sampling.guidance) == 2 else []
         self._texts = [*prompts, *negative]
         for engine in self._models.values():
             engine.prepare(self._texts)

@@ -24,7 +24,6 @@ from jano_dist.errors import PeerLost, RunError
 from jano_dist.models.peers import Peer, load_peer, why_not
 from jano_dist.policies import Policy, make_policy
 from jano_dist.runtime import release
-from jano_dist.sampling.guidance import guidance_on
 from jano_dist.tokens.complexity import ACTIVE, MODERATE, STATIC
 
 _SEED = 0
@@ -47,7 +46,7 @@ class Rank:
         self._everyone, self._latent = engine.mesh, engine.latent_shape
         self._crowded = self._too_many_ranks()
         geometry = engine.model.geometry
-        guided = guidance_on(first.sampling.guidance)
+        guided = geometry.branches(first.sampling.guidance) == 2
         self._cases = question.cases(self._everyone.world, heads=geometry.heads, guided=guided)
         self._prompts = [PROMPT, first.sampling.negative_prompt] if guided else [PROMPT]
         self._full: Tensor | None = None  # what `full` made, which a peer should make, too

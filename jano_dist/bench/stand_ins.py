@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from jano_dist.mesh import Mesh
-from jano_dist.models import VideoModel
+from jano_dist.models import DiffusionModel
 from jano_dist.policies import Policy, make_policy
 from jano_dist.tokens.grid import Shape3, TokenGrid, expand_blocks
 from jano_dist.tokens.schedule import StepKind
@@ -120,7 +120,7 @@ def _cells(grid: TokenGrid) -> list[Tensor]:
 class Undecoded:
     """A loaded model whose latents stay latents."""
 
-    def __init__(self, model: VideoModel) -> None:
+    def __init__(self, model: DiffusionModel) -> None:
         self._model = model
 
     def __getattr__(self, name: str) -> Any:

@@ -91,8 +91,8 @@ class TuneRuns:
         velocities = [full.velocities for full in fulls if full.velocities is not None]
         if not velocities:  # not the coordinator
             return predictions, misfits
-        model, sampling = self._watched.base.model, self._config.sampling
-        sigmas = model.scheduler(sampling.steps, sampling.shift).sigmas.cpu()
+        base, sampling = self._watched.base, self._config.sampling
+        sigmas = base.model.scheduler(sampling.steps, sampling.shift, base.latent_shape).sigmas.cpu()
         for candidate in candidates:
             config = Case(candidate.name, candidate.changes).config(self._config)
             try:
@@ -102,7 +102,7 @@ class TuneRuns:
                         steps=config.sampling.steps,
                         runs=velocities,
                         sigmas=sigmas,
-                        patch=model.geometry.patch,
+                        patch=base.model.geometry.patch,
                     )
             except (ValueError, UserError) as error:
                 misfits[candidate.name] = str(error)

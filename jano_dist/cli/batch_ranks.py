@@ -9,7 +9,6 @@ from jano_dist.batch import NOTHING_LEFT, NOTHING_NOW, BatchFolder, Job, Plan, W
 from jano_dist.cli import importing
 from jano_dist.gang import Place, Progress, recoveries
 from jano_dist.libraries import quiet_libraries
-from jano_dist.sampling.guidance import guidance_on
 from jano_dist.snapshot import SnapshotFolder, clear
 from jano_dist.target import reserve, unfinished
 
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     from torch.distributed import Store
 
     from jano_dist.engine import Engine
+    from jano_dist.geometry import Geometry
 
 _IDLE = 1.0  # seconds from one question to the next, when there is nothing to do
 _PATIENCE = 20.0  # seconds for the ranks of a driver that was killed to be gone
@@ -34,7 +34,7 @@ def make_jobs(folder: BatchFolder, place: Place, *, save_latents: bool) -> None:
         listener = _listener(store, place)
         base = Engine(plan.configs[0], observer=listener)
         listener.phase("encode")
-        base.prepare(_texts(folder, plan) if place.is_coordinator else [])
+        base.prepare(_texts(folder, plan, base.model.geometry) if place.is_coordinator else [])
         engines = {0: base}
         for turn in itertools.count():
             index = _next(base, store, turn)
@@ -56,12 +56,12 @@ def _next(engine: "Engine", store: "Store", turn: int) -> int:
     return engine.mesh.decide(index)[0]
 
 
-def _texts(folder: BatchFolder, plan: Plan) -> list[str]:
+def _texts(folder: BatchFolder, plan: Plan, geometry: "Geometry") -> list[str]:
     """All texts of the jobs that are left."""
     texts = []
     for job in Work(folder, plan).left:
-        guided = guidance_on(plan.configs[job.config].sampling.guidance)
-        texts += [job.prompt, job.negative_prompt] if guided else [job.prompt]
+        branches = geometry.branches(plan.configs[job.config].sampling.guidance)
+        texts += [job.prompt, job.negative_prompt][:branches]
     return texts
 
 

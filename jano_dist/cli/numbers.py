@@ -9,7 +9,6 @@ from jano_dist.config import Config, ForecastPolicyConfig, JanoPolicyConfig, Uni
 from jano_dist.degrees import check_policy, choose_degrees
 from jano_dist.errors import UserError, count
 from jano_dist.geometry import quick_geometry
-from jano_dist.sampling.guidance import guidance_on
 from jano_dist.tokens.schedule import check_middle
 
 
@@ -23,7 +22,7 @@ def check_numbers(config: Config, *, ranks: int) -> None:
     geometry = quick_geometry(config.model.name)
     if geometry:
         geometry.latent_shape(config.video.frames, config.video.height, config.video.width)
-        guided = guidance_on(config.sampling.guidance)
+        guided = geometry.branches(config.sampling.guidance) == 2
         degrees = choose_degrees(config.mesh, world=ranks, heads=geometry.heads, guided=guided)
         check_policy(config.policy.name, degrees)
 

@@ -1,21 +1,70 @@
 """Models behind one protocol. `read_geometry` and `load_model` turn a name or folder into one."""
 
-from jano_dist.models.base import Branch, Geometry, VideoModel
-from jano_dist.models.wan_pipeline import check_wan as check_model
-from jano_dist.models.wan_pipeline import load_wan as load_model
-from jano_dist.models.wan_pipeline import model_folder
-from jano_dist.models.wan_pipeline import read_wan_geometry as read_geometry
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from jano_dist.models.base import Branch, Conditions, DiffusionModel, Geometry, split_conditions
+from jano_dist.models.folder import Parts, model_folder, read_parts, whole_folder
+from jano_dist.models.loading import Adapter, Held, load_adapter
+from jano_dist.models.wan_pipeline import WAN
 from jano_dist.models.weights import folder_digest
 
 __all__ = [
     "Branch",
+    "Conditions",
+    "DiffusionModel",
     "Geometry",
-    "VideoModel",
     "check_model",
     "load_model",
     "model_digest",
     "read_geometry",
+    "split_conditions",
 ]
+
+# By the name of the family (`jano_dist.geometry.FAMILIES`).
+_ADAPTERS: dict[str, Adapter] = {"wan": WAN}
+
+
+def read_geometry(name: str) -> Geometry:
+    """Sizes of a model by name or folder, from its config files alone.
+
+    Raises:
+        UserError: unknown model, or one whose configs do not go together.
+    """
+    return _checked_parts(name)[1]
+
+
+def check_model(name: str) -> tuple[Path, Parts]:
+    """The folder of a model whose files are whole, and its parts.
+
+    Raises:
+        UserError: files are missing, truncated or without weights the model has.
+    """
+    parts, _ = _checked_parts(name)
+    return whole_folder(name, parts), parts
+
+
+def _checked_parts(name: str) -> tuple[Parts, Geometry]:
+    parts = read_parts(name)
+    _ADAPTERS[parts.family.name].check(parts)
+    return parts, parts.geometry
+
+
+def load_model(name: str, *, begin: Callable[[], object] = lambda: None, **held: Any) -> DiffusionModel:
+    """Load a model by name or folder, after looking whether its files are whole.
+
+    Args:
+        name: `wan-tiny`, a diffusers folder, or a hub name.
+        begin: called when the files have been found whole and reading them begins.
+        held: see `Held`.
+
+    Raises:
+        UserError: unknown model, or files missing, truncated or without weights the model has.
+    """
+    folder, parts = check_model(name)
+    begin()
+    return load_adapter(_ADAPTERS[parts.family.name], folder, parts, Held(**held))
 
 
 def model_digest(name: str) -> bytes:

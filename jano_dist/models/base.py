@@ -32,12 +32,39 @@ class TextKV:
         return self.kept
 
 
+# What prompts became, by name: each [prompts, ...], or [1, ...] where the prompts of a video share it.
+# "text", [prompts, L, text_dim], is always there.
+Conditions = dict[str, Tensor]
+
+
+def split_conditions(conditions: Conditions, parts: int) -> list[Conditions]:
+    """In equal parts by prompt; what all prompts share goes to each."""
+    prompts = len(conditions["text"])
+    cut = {
+        name: [tensor] * parts if len(tensor) < prompts else list(tensor.chunk(parts))
+        for name, tensor in conditions.items()
+    }
+    return [{name: tensors[part] for name, tensors in cut.items()} for part in range(parts)]
+
+
 @dataclass
 class Branch:
-    """One branch (cond or uncond) of one generation: its text and what is constant over the steps."""
+    """One branch (cond or uncond) of one generation: its conditions and what is constant over the steps.
 
-    text: Tensor  # [1, L, text_dim]
+    Attributes:
+        conditions: of one prompt, each [1, ...].
+        guidance: where it is an input of the model (`Geometry.guidance`).
+        layers: of cross-attention; empty in a model that has none.
+    """
+
+    conditions: Conditions
+    guidance: float = 1.0
     layers: list[TextKV] = field(default_factory=list)
+
+    @property
+    def text(self) -> Tensor:
+        """[1, L, text_dim]."""
+        return self.conditions["text"]
 
     @property
     def text_input(self) -> Tensor:
@@ -46,8 +73,8 @@ class Branch:
         return self.text[:, :0] if done else self.text
 
 
-class VideoModel(Protocol):
-    """A text-to-video model as the engine sees it. Holds weights, nothing of a generation."""
+class DiffusionModel(Protocol):
+    """A model of videos or images as the engine sees it. Holds weights, nothing of a generation."""
 
     geometry: Geometry
     device: torch.device
@@ -56,17 +83,17 @@ class VideoModel(Protocol):
     def notes(self, prompt: str, negative_prompt: str = "") -> list[str]:
         """Sentences on what the text encoder will not see: unknown words of the prompt, a cut-off end."""
 
-    def encode(self, prompts: Sequence[str]) -> Tensor:
-        """Text embeddings [prompts, L, text_dim], each as if it were the only one; the text encoder is in
-        memory only meanwhile."""
+    def encode(self, prompts: Sequence[str]) -> Conditions:
+        """What prompts become, each as if it were the only one; the text encoders are in memory only
+        meanwhile."""
 
-    def branch(self, text: Tensor) -> Branch:
-        """A branch for the embeddings [1, L, text_dim] of one prompt."""
+    def branch(self, conditions: Conditions, guidance: float = 1.0) -> Branch:
+        """A branch for the conditions of one prompt."""
 
     def noise(self, latent: Shape3, seed: int) -> Tensor:
         """The initial latent float32 [C, T, H, W]; drawn on the CPU, so the same on any device."""
 
-    def scheduler(self, steps: int, shift: float | None) -> Any:
+    def scheduler(self, steps: int, shift: float | None, latent: Shape3) -> Any:
         """A fresh diffusers scheduler with its timesteps set."""
 
     def forward(
@@ -77,11 +104,16 @@ class VideoModel(Protocol):
         rows: Tensor,
         cache: Cache,
         attend: Attend = ...,
+        text_rows: Tensor | None = None,
     ) -> Tensor:
         """Run the transformer for the tokens `rows` int64 [n] of `latent` [C, T, H, W].
 
         Writes to `cache` and, the first time, to `branch.layers`. `attend` does the self-attention;
         left out, the tokens of this process are all there are.
+
+        Args:
+            text_rows: in a joint model the text tokens int64 [m] that this rank computes, None: all. In
+                attention and in the cache they come before the others.
 
         Returns:
             [n, P] output rows, in the order of `rows`.

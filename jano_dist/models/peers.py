@@ -14,10 +14,10 @@ import torch
 from diffusers import ContextParallelConfig, WanPipeline, WanTransformer3DModel
 from torch import Tensor
 
-from jano_dist.geometry import Geometry
-from jano_dist.models.base import VideoModel
+from jano_dist.geometry import Geometry, WanGeometry
+from jano_dist.models.base import DiffusionModel
+from jano_dist.models.folder import model_folder
 from jano_dist.models.quiet import quiet
-from jano_dist.models.wan_pipeline import model_folder
 from jano_dist.tokens.grid import Shape3
 
 
@@ -29,7 +29,7 @@ class Peer:
         model: ours, for text and noise.
     """
 
-    def __init__(self, pipeline: Any, model: VideoModel) -> None:
+    def __init__(self, pipeline: Any, model: DiffusionModel) -> None:
         self._pipeline, self._model = pipeline, model
         self._began = 0.0
         pipeline.transformer.register_forward_pre_hook(self._begin)
@@ -55,8 +55,9 @@ class Peer:
             Seconds of each step on this rank, and the latent [C, T, H, W].
         """
         model, pipeline, ends = self._model, self._pipeline, list[float]()
-        texts = model.encode(prompts).split(1)
-        pipeline.scheduler = type(pipeline.scheduler).from_config(model.scheduler(steps, shift).config)
+        texts = model.encode(prompts)["text"].split(1)
+        scheduler = model.scheduler(steps, shift, latent)
+        pipeline.scheduler = type(pipeline.scheduler).from_config(scheduler.config)
         stride_t, stride_h, stride_w = model.geometry.vae_stride
         t, h, w = latent
 
@@ -91,6 +92,8 @@ def why_not(
     peer: str, geometry: Geometry, tokens: int, *, world: int, weights: str, device: torch.device
 ) -> str | None:
     """Why a peer cannot do this work, the same on every rank; None if nothing is known against it."""
+    if type(geometry) is not WanGeometry:
+        return "only Wan's text-to-video pipelines are compared"
     if weights != "replicated":
         return f"only whole weights on every rank are compared, and model.weights is {weights}"
     if geometry.heads % world:
@@ -110,14 +113,14 @@ def _no_xdit(device: torch.device) -> str | None:
     return None
 
 
-def load_peer(peer: str, name: str, model: VideoModel, *, world: int, rank: int) -> Peer:
+def load_peer(peer: str, name: str, model: DiffusionModel, *, world: int, rank: int) -> Peer:
     """Load its pipeline; raises what the peer raises."""
     builders: dict[str, Callable[..., Any]] = {"diffusers": _spread_by_diffusers, "xdit": _spread_by_xdit}
     with quiet():
         return Peer(builders[peer](name, model, world=world, rank=rank), model)
 
 
-def _spread_by_diffusers(name: str, model: VideoModel, *, world: int, rank: int) -> Any:
+def _spread_by_diffusers(name: str, model: DiffusionModel, *, world: int, rank: int) -> Any:
     pipeline = _pipeline(name, model, WanTransformer3DModel)
     if world > 1:
         with _an_accelerator(model.device):
@@ -125,7 +128,7 @@ def _spread_by_diffusers(name: str, model: VideoModel, *, world: int, rank: int)
     return pipeline
 
 
-def _spread_by_xdit(name: str, model: VideoModel, *, world: int, rank: int) -> Any:
+def _spread_by_xdit(name: str, model: DiffusionModel, *, world: int, rank: int) -> Any:
     """As xDiT's own runner of Wan does it (xfuser/model_executor/models/runner_models/wan.py)."""
     arguments = import_module("xfuser").xFuserArgs(model=str(model_folder(name)), ulysses_degree=world)
     engine, _ = arguments.create_config()
@@ -136,7 +139,7 @@ def _spread_by_xdit(name: str, model: VideoModel, *, world: int, rank: int) -> A
     return pipeline
 
 
-def _pipeline(name: str, model: VideoModel, transformer: Any) -> Any:
+def _pipeline(name: str, model: DiffusionModel, transformer: Any) -> Any:
     folder = model_folder(name)
     loaded = transformer.from_pretrained(folder, subfolder="transformer", torch_dtype=model.dtype)
     loaded = loaded.to(model.device).eval()

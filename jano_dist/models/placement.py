@@ -62,11 +62,17 @@ def place(read: Callable[[], Any], skeleton: Any, *, weights: str, mesh: Mesh, d
     return module
 
 
+def repeated_blocks(module: nn.Module) -> list[nn.Module]:
+    """A transformer's blocks, in order: what its lists of modules hold."""
+    lists = [child for child in module.children() if isinstance(child, nn.ModuleList)]
+    return [block for each in lists for block in each]
+
+
 def _parts(module: Any) -> list[tuple[nn.Module, list[nn.Module]]]:
     """The blocks and the root, each with its modules that no part before it has."""
     seen: set[nn.Module] = set()
     parts = []
-    for part in (*module.blocks, module):
+    for part in (*repeated_blocks(module), module):
         owners = [owner for owner in part.modules() if owner not in seen]
         seen.update(owners)
         parts.append((part, owners))

@@ -4,14 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from torch import nn
-from transformers import UMT5Config, UMT5EncoderModel
 
 from jano_dist.errors import UserError
-from jano_dist.geometry import KNOWN, Geometry, find_model, wan_geometry
-from jano_dist.models.wan_pipeline import _sentence
+from jano_dist.geometry import KNOWN, Geometry, find_model
+from jano_dist.models.folder import read_parts
+from jano_dist.models.placement import repeated_blocks
 from jano_dist.models.weights import stored_dtype
 
 
@@ -50,17 +48,6 @@ class ModelSizes:
     from_table: bool
 
 
-_UMT5_XXL = {
-    "vocab_size": 256384,
-    "d_model": 4096,
-    "d_kv": 64,
-    "d_ff": 10240,
-    "num_layers": 24,
-    "num_heads": 64,
-    "feed_forward_proj": "gated-gelu",
-}
-
-
 def read_sizes(name: str, *, local: bool = False) -> ModelSizes:
     """Sizes of a model by name or folder.
 
@@ -72,40 +59,34 @@ def read_sizes(name: str, *, local: bool = False) -> ModelSizes:
     """
     source = find_model(name)
     try:
-        with _sentence(source):
-            configs = _configs(source, local=local)
-        from_table = False
+        parts = read_parts(name, local=local)
     except UserError as error:
         if Path(source).is_dir() or not local:
             raise
-        if name not in KNOWN:
-            raise UserError(
-                f"model {name!r} is not on this machine: fetch it, or name one of {', '.join(KNOWN)}"
-            ) from error
-        configs, from_table = (KNOWN[name], {}, _UMT5_XXL), True
-    with _sentence(source), torch.device("meta"):
-        transformer = WanTransformer3DModel.from_config(configs[0])
-        vae = AutoencoderKLWan.from_config(configs[1])
-        text = UMT5EncoderModel(UMT5Config.from_dict(configs[2]))
+        raise UserError(
+            f"model {name!r} is not on this machine: fetch it, or name one of {', '.join(KNOWN)}"
+        ) from error
+    transformer, vae = parts.skeletons["transformer"], parts.skeletons["vae"]
+    encoders = [module for part, module in parts.skeletons.items() if "encoder" in part]
     return ModelSizes(
-        geometry=wan_geometry(transformer.config, vae.config),
+        geometry=parts.geometry,
         transformer=_count(transformer, transformer),
-        layer=max((_count(block, transformer) for block in transformer.blocks), key=lambda own: own.plain),
-        text_encoder=_count(text).plain,
+        layer=max(
+            (_count(block, transformer) for block in repeated_blocks(transformer)), key=lambda own: own.plain
+        ),
+        text_encoder=sum(_count(module).plain for module in encoders),
         vae=_count(vae).plain,
-        vae_channels=(vae.config.decoder_base_dim or vae.config.base_dim) * vae.config.dim_mult[0],
+        vae_channels=_decoder_channels(vae.config),
         stored_elements=_stored_elements(source),
-        from_table=from_table,
+        from_table=parts.from_table,
     )
 
 
-def _configs(source: str, *, local: bool) -> tuple[Any, Any, Any]:
-    """Configs of transformer, VAE and text encoder."""
-    return (
-        WanTransformer3DModel.load_config(source, subfolder="transformer", local_files_only=local),
-        AutoencoderKLWan.load_config(source, subfolder="vae", local_files_only=local),
-        UMT5Config.get_config_dict(source, subfolder="text_encoder", local_files_only=local)[0],
-    )
+def _decoder_channels(vae: Any) -> int:
+    """Of the decoder's last stage."""
+    if "block_out_channels" in vae:
+        return int(vae.block_out_channels[0])
+    return int((vae.decoder_base_dim or vae.base_dim) * vae.dim_mult[0])
 
 
 def _count(module: nn.Module, owner: Any = None) -> Parameters:

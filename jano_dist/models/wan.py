@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from jano_dist.attention.distributed import Attend, attend_locally
 from jano_dist.attention.kernels import attention
 from jano_dist.cache import Cache, LayerKV, NoCache, Rope
-from jano_dist.models.base import Branch, TextKV
+from jano_dist.models.base import Branch, Conditions, TextKV
 from jano_dist.reuse import BlockCache
 from jano_dist.reuse.base import PARTS
 from jano_dist.tokens.grid import Shape3
@@ -129,9 +129,10 @@ class WanTransformer:
         dtype: torch.dtype = self.module.dtype
         return dtype
 
-    def branch(self, text: Tensor) -> Branch:
-        """A branch for text embeddings [1, L, text_dim]."""
-        return Branch(text.to(self.dtype), [TextKV() for _ in self.module.blocks])
+    def branch(self, conditions: Conditions) -> Branch:
+        """A branch for the conditions of one prompt: text embeddings [1, L, text_dim]."""
+        text = {"text": conditions["text"].to(self.dtype)}
+        return Branch(text, layers=[TextKV() for _ in self.module.blocks])
 
     def forward(
         self,
@@ -141,8 +142,9 @@ class WanTransformer:
         rows: Tensor,
         cache: Cache,
         attend: Attend = attend_locally,
+        text_rows: Tensor | None = None,
     ) -> Tensor:
-        """See `VideoModel.forward`."""
+        """See `DiffusionModel.forward`."""
         patch = self.module.config.patch_size
         tokens = 1
         for size, edge in zip(latent.shape[1:], patch, strict=True):
@@ -162,7 +164,7 @@ class WanTransformer:
             self._bind(NoCache(len(branch.layers)), [TextKV() for _ in branch.layers], attend_locally)
 
     def unpatchify(self, rows: Tensor, latent: Shape3) -> Tensor:
-        """See `VideoModel.unpatchify`; a Wan row holds (pt, ph, pw, C)."""
+        """See `DiffusionModel.unpatchify`; a Wan row holds (pt, ph, pw, C)."""
         pt, ph, pw = self.module.config.patch_size
         t, h, w = latent
         boxes = rows.reshape(t // pt, h // ph, w // pw, pt, ph, pw, -1)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +16,29 @@ from jano_dist.errors import UserError
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
 
 
-def check_folder(folder: Path, pipeline: str, weighted: tuple[str, ...]) -> None:
-    """Check that a folder is a pipeline whose parts are all there and whose weight files are complete.
-
-    Args:
-        folder: a diffusers pipeline folder.
-        pipeline: diffusers' class the folder must be saved from.
-        weighted: its sub-folders that hold weights.
+def read_index(folder: Path) -> dict[str, Any]:
+    """A pipeline folder's model_index.json.
 
     Raises:
-        UserError: what is missing or truncated, by name.
+        UserError: there is none, or it is damaged.
     """
     if not (folder / "model_index.json").is_file():
         raise UserError(
             f"{folder} is not a diffusers pipeline folder (no model_index.json): give one that is"
         )
-    index = _read_object(folder / "model_index.json")
-    kind = index.get("_class_name", "pipeline of no known class")
-    if kind != pipeline:
-        raise UserError(f"{folder} holds a {kind}, not a {pipeline}: give another model")
-    for component, classes in index.items():  # such as "vae": ["diffusers", "AutoencoderKLWan"]
+    return _read_object(folder / "model_index.json")
+
+
+def check_folder(folder: Path, weighted: Iterable[str]) -> None:
+    """Check that a pipeline's parts are all there and that its weight files are complete.
+
+    Args:
+        folder: a diffusers pipeline folder. weighted: its sub-folders that hold weights.
+
+    Raises:
+        UserError: what is missing or truncated, by name.
+    """
+    for component, classes in read_index(folder).items():  # such as "vae": ["diffusers", "AutoencoderKLWan"]
         if isinstance(classes, list) and any(classes) and not (folder / component).is_dir():
             raise UserError(f"{folder} has no folder {component}: fetch the model again, whole")
     for component in weighted:

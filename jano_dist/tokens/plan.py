@@ -1,13 +1,16 @@
 """Complexity map -> the order of the tokens, the rows each step kind computes, and who computes them."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from jano_dist.tokens.complexity import ACTIVE, MODERATE, STATIC
 from jano_dist.tokens.schedule import StepKind
+
+# Text tokens of a joint model are above all levels of the map: every step that runs computes them.
+TEXT = ACTIVE + 1
 
 # The lowest level a step kind still computes.
 _LOWEST_LEVEL = {
@@ -16,12 +19,12 @@ _LOWEST_LEVEL = {
     StepKind.MODERATE: MODERATE,
     StepKind.ACTIVE: ACTIVE,
     StepKind.BLOCKS: STATIC,
-    StepKind.SKIP: ACTIVE + 1,
+    StepKind.SKIP: TEXT + 1,
 }
 
 
 # Bucket order: what is computed most often comes first.
-_BUCKETS = (ACTIVE, MODERATE, STATIC)
+_BUCKETS = (TEXT, ACTIVE, MODERATE, STATIC)
 
 
 @dataclass(frozen=True)
@@ -30,20 +33,34 @@ class Deal:
 
     Attributes:
         rows: int64 [n], token indices; rank 0's first, then rank 1's, as they lie after a gather.
-        counts: how many of them each rank computes; they differ by at most one.
+        counts: how many of them each rank computes; with the text tokens they differ by at most one.
         moves: for each shard (neighbouring ranks that keep their tokens' K/V together) the (from, to,
             length) of the runs of its rows that lie together in its buffers, where every bucket holds
             its first rank's tokens first, then the second's.
+        text: int64 [m], text tokens of a joint model, the same way; a rank's come before its other rows.
+        text_counts: how many of them each rank computes.
     """
 
     rows: Tensor
     counts: tuple[int, ...]
     moves: tuple[tuple[tuple[int, int, int], ...], ...]
+    text: Tensor = field(default_factory=lambda: torch.arange(0))
+    text_counts: tuple[int, ...] = ()
+
+    @property
+    def sequence_counts(self) -> tuple[int, ...]:
+        """Rows that each rank brings to attention, text included."""
+        return tuple(map(sum, zip(self.counts, self.text_counts, strict=True))) or self.counts
 
     def own(self, rank: int) -> Tensor:
         """Token indices that `rank` computes."""
         first = sum(self.counts[:rank])
         return self.rows[first : first + self.counts[rank]]
+
+    def own_text(self, rank: int) -> Tensor:
+        """Text tokens that `rank` computes."""
+        first = sum(self.text_counts[:rank])
+        return self.text[first : first + self.text_counts[rank]]
 
 
 @dataclass(frozen=True)
@@ -55,13 +72,15 @@ class TokenPlan:
     Attributes:
         order: int64 [N], plan position -> token index in natural (t, h, w) order.
         counts: level -> number of tokens that have it.
+        text: text tokens of a joint model, which come before all others in the plan.
     """
 
     order: Tensor
     counts: dict[int, int]
+    text: int = 0
 
     @classmethod
-    def from_levels(cls, levels: Tensor) -> "TokenPlan":
+    def from_levels(cls, levels: Tensor, text: int = 0) -> "TokenPlan":
         """Order the tokens of a complexity map uint8 [N]. The order inside a level stays the natural one.
 
         Raises:
@@ -71,12 +90,12 @@ class TokenPlan:
             raise ValueError("a complexity map is uint8 [N] with levels 1 (static), 2 (moderate), 3 (active)")
         order = torch.argsort(levels.to(torch.int64), descending=True, stable=True)
         counts = {level: int((levels == level).sum()) for level in (STATIC, MODERATE, ACTIVE)}
-        return cls(order, counts)
+        return cls(order, counts, text)
 
     @classmethod
-    def natural(cls, tokens: int, device: torch.device | str = "cpu") -> "TokenPlan":
+    def natural(cls, tokens: int, device: torch.device | str = "cpu", text: int = 0) -> "TokenPlan":
         """The plan before any map is known: every token active, in natural order."""
-        return cls.from_levels(torch.full((tokens,), ACTIVE, dtype=torch.uint8, device=device))
+        return cls.from_levels(torch.full((tokens,), ACTIVE, dtype=torch.uint8, device=device), text)
 
     @property
     def tokens(self) -> int:
@@ -105,32 +124,51 @@ class TokenPlan:
         first = 0
         for level in _BUCKETS:
             if level >= _LOWEST_LEVEL[kind]:
-                last = first + self.counts[level]
+                last = first + self._size(level)
                 for rank in range(ranks):
                     runs[rank].append(range(first + (rank - first) % ranks, last, ranks))
                 first = last
-        rows = [self.order[run.start : run.stop : ranks] for own in runs for run in own]
-        counts = tuple(sum(map(len, own)) for own in runs)
         size = ranks // shards
         moves = tuple(_moves(runs[shard * size : (shard + 1) * size]) for shard in range(shards))
-        return Deal(torch.cat([self.order[:0], *rows]), counts, moves)
+        texts = [own[0] if own else range(0) for own in runs]
+        rows = [self._order_of(run) for own in runs for run in own[1:]]
+        every_text = torch.arange(self.text, device=self.order.device)
+        text = [every_text[run.start : run.stop : ranks] for run in texts]
+        return Deal(
+            rows=torch.cat([self.order[:0], *rows]),
+            counts=tuple(sum(map(len, own[1:])) for own in runs),
+            moves=moves,
+            text=torch.cat([self.order[:0], *text]),
+            text_counts=tuple(map(len, texts)),
+        )
+
+    def _size(self, level: int) -> int:
+        """Plan positions of a bucket."""
+        return self.text if level == TEXT else self.counts[level]
+
+    def _order_of(self, positions: range) -> Tensor:
+        """Token indices at plan positions behind the text."""
+        return self.order[positions.start - self.text : max(positions.stop - self.text, 0) : positions.step]
 
     def deal_chosen(self, chosen: Tensor, ranks: int, shards: int = 1) -> Deal:
         """Like `deal`, for tokens chosen bool [N] for one step: each is computed by the rank that has it."""
         every = self.deal(StepKind.REFRESH, ranks, shards)
         parts = every.rows.split(every.counts)
         kept = [chosen[part] for part in parts]
+        texts = [chosen.new_ones(count) for count in every.text_counts]
+        all_kept = [torch.cat(pair) for pair in zip(texts, kept, strict=True)]
         size, moves = ranks // shards, []
         for shard, own in enumerate(every.moves):
             places = torch.cat([torch.arange(0), *(torch.arange(to, to + length) for _, to, length in own)])
-            mask = torch.cat(kept[shard * size : (shard + 1) * size]).cpu()
+            mask = torch.cat(all_kept[shard * size : (shard + 1) * size]).cpu()
             moves.append(_runs(places[mask].tolist()))
         rows = torch.cat([part[mask] for part, mask in zip(parts, kept, strict=True)])
-        return Deal(rows, tuple(int(mask.sum()) for mask in kept), tuple(moves))
+        counts = tuple(int(mask.sum()) for mask in kept)
+        return Deal(rows, counts, tuple(moves), every.text, every.text_counts)
 
     def digest(self) -> bytes:
         """32 bytes that tell two plans apart."""
-        counts = repr([self.counts[level] for level in _BUCKETS]).encode()
+        counts = repr([self._size(level) for level in _BUCKETS]).encode()
         return hashlib.sha256(counts + self.order.cpu().numpy().tobytes()).digest()
 
     def shares(self) -> dict[str, float]:

@@ -338,13 +338,13 @@ MODELS = {
     "no_model_index": (text("model_index.json", None), ["no model_index.json", "give one that is"]),
     "model_index_damaged": (text("model_index.json", "{"), ["model_index.json is not valid JSON", "fetch"]),
     "another_pipeline": (
-        setting("model_index.json", _class_name="FluxPipeline"),
-        ["holds a FluxPipeline, not a WanPipeline", "give another model"],
+        setting("model_index.json", _class_name="SomePipeline"),
+        ["holds a SomePipeline, which is not supported: give another model, one of WanPipeline"],
     ),
     "two_experts": (two_experts, ["has two experts (Wan2.2)", "give a Wan2.1 model"]),
     "no_tokenizer": (lose_folder("tokenizer"), ["has no folder tokenizer", "fetch"]),
     "no_scheduler": (lose_folder("scheduler"), ["has no folder scheduler", "fetch"]),
-    "no_transformer": (lose_folder("transformer"), ["does not load as a Wan pipeline", "fetch"]),
+    "no_transformer": (lose_folder("transformer"), ["does not load as a diffusers pipeline", "fetch"]),
     "statistics_too_few": (
         setting("vae/config.json", latents_std=[1.0] * 15),
         ["vae/config.json: latents_std is for 15 channels", "latent has 16", "fetch"],
@@ -355,12 +355,12 @@ MODELS = {
     ),
     "statistics_no_numbers": (
         setting("vae/config.json", latents_mean=["x"] * 16),
-        ["does not load as a Wan pipeline", "fetch"],
+        ["does not load as a diffusers pipeline", "fetch"],
     ),
-    "statistics_missing": (setting("vae/config.json", latents_std=None), ["does not load as a Wan", "fetch"]),
+    "statistics_missing": (setting("vae/config.json", latents_std=None), ["does not load as a", "fetch"]),
     "vae_of_another_latent": (setting("vae/config.json", z_dim=8), ["z_dim is for 8 channels", "fetch"]),
     "no_stride": (setting("vae/config.json", scale_factor_spatial=None), ["does not load", "fetch"]),
-    "no_patch": (setting("transformer/config.json", patch_size=None), ["does not load as a Wan", "fetch"]),
+    "no_patch": (setting("transformer/config.json", patch_size=None), ["does not load as a diff", "fetch"]),
     "config_damaged": (text("transformer/config.json", "{"), ["transformer/config.json", "fetch"]),
     "config_of_another_size": (
         setting("transformer/config.json", num_layers=99),
@@ -370,7 +370,7 @@ MODELS = {
         setting("text_encoder/config.json", d_model=24),
         ["text_encoder: weight ", "has shape [", "its config.json asks for [", "fetch"],
     ),
-    "tokenizer_damaged": (text("tokenizer/tokenizer.json", "{"), ["does not load as a Wan", "fetch"]),
+    "tokenizer_damaged": (text("tokenizer/tokenizer.json", "{"), ["does not load as a diff", "fetch"]),
 }  # fmt: skip
 
 
@@ -562,7 +562,7 @@ def test_broken_model_in_a_process_of_its_own(process, unchanged, tmp_path, smal
         result = process(
             "generate", BALL, "--out", tmp_path / "run", "--config", small, "--model", model_copy.folder
         )
-    assert_sentence(result, str(model_copy.folder), "does not load as a Wan pipeline", "fetch")
+    assert_sentence(result, str(model_copy.folder), "does not load as a diffusers pipeline", "fetch")
 
 
 # Refused by names and numbers alone.

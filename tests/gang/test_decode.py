@@ -12,8 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from jano_dist import Engine, load_config
 from jano_dist.mesh import Mesh, ranks_started
-from jano_dist.models import wan_vae
-from jano_dist.models.wan_pipeline import load_wan, model_folder
+from jano_dist.models import load_model, wan_vae
+from jano_dist.models.folder import model_folder
 from jano_dist.models.wan_vae import VideoDecoder
 from tests.gang.harness import gang
 
@@ -90,14 +90,14 @@ def test_the_coordinator_alone(parallel, shape):
     assert others == [([None, None], 0)] * 2
 
 
-def load_model(**vae):
+def load_wan(**vae):
     settings = {"dtype": "auto", "vae_dtype": "bfloat16", "max_sequence_length": 32}
-    return load_wan("wan-tiny", device=torch.device("cpu"), **settings, **vae)
+    return load_model("wan-tiny", device=torch.device("cpu"), **settings, **vae)
 
 
 @torch.inference_mode()
 def model_frames(world):
-    model, mesh = load_model(), Mesh(ulysses=world)
+    model, mesh = load_wan(), Mesh(ulysses=world)
     with patch.object(wan_vae, "parallelize_decoder", wraps=wan_vae.parallelize_decoder) as install:
         frames = [model.decode(latents((2, 8, 6))[0], each) for each in (mesh, Mesh.single(), mesh)]
     return frames, install.call_count
@@ -117,7 +117,7 @@ def test_a_model_decodes_with_any_mesh_and_only_the_coordinator_has_frames():
 @torch.inference_mode()
 def model_work(world, shape, vae):
     """FLOPs of this rank's decoding."""
-    model, mesh = load_model(**vae), Mesh(ulysses=world)
+    model, mesh = load_wan(**vae), Mesh(ulysses=world)
     with FlopCounterMode(display=False) as work:
         model.decode(latents(shape)[0], mesh)
     return work.get_total_flops()

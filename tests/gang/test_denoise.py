@@ -11,8 +11,9 @@ import torch
 from jano_dist import load_config
 from jano_dist.denoise import Denoiser
 from jano_dist.errors import RunError
+from jano_dist.geometry import WanGeometry
 from jano_dist.mesh import Mesh, Traffic
-from jano_dist.models import Branch, Geometry
+from jano_dist.models import Branch
 from jano_dist.observe import NullObserver, StepRecord
 from jano_dist.policies import Policy
 from jano_dist.snapshot import NoSnapshots
@@ -61,7 +62,7 @@ def whole(rows):
 class Euler:
     """A scheduler of straight steps."""
 
-    def __init__(self, steps, shift):
+    def __init__(self, steps, shift, latent):
         self.sigmas = torch.linspace(1, 0, steps + 1, device="cpu") ** shift
         self.timesteps = self.sigmas[:-1]
 
@@ -75,19 +76,19 @@ class Euler:
 class TwoLayers:
     """What the loop asks of a model. The noise of another rank would be another one."""
 
-    geometry = Geometry(2, 2, (4, 8, 8), (1, 2, 2), LAYERS, HEADS, HEAD_DIM, 1, WIDTH, 1)
+    geometry = WanGeometry(2, 2, (4, 8, 8), (1, 2, 2), LAYERS, HEADS, HEAD_DIM, 1, WIDTH, 1)
     device, dtype = torch.device("cpu"), DTYPE
     scheduler = staticmethod(Euler)
     rank = 0
 
-    def branch(self, text):
-        return Branch(text[0])
+    def branch(self, conditions, guidance):
+        return Branch(conditions)
 
     def noise(self, latent, seed):
         return drawn(seed + self.rank, *latent, 2).movedim(-1, 0)
 
-    def forward(self, latent, timestep, branch, rows, cache, attend):
-        x = patches(latent)[rows] * timestep + branch.text
+    def forward(self, latent, timestep, branch, rows, cache, attend, text_rows):
+        x = patches(latent)[rows] * timestep + branch.text[0]
         for weights, layer in zip(WEIGHTS, cache.layers, strict=True):
             kept, (places, _) = layer.inputs(x, (POSITIONS[rows], POSITIONS[rows]))
             q, k, v = (
@@ -152,7 +153,7 @@ def denoise(mesh, guided=True, **cache):
         mock.patch("jano_dist.denoise.time", SimpleNamespace(perf_counter=lambda: float(next(ticks)))),
     ):
         with torch.device("meta"):  # where anything made on the default device would be
-            state = denoiser.begin(torch.stack(texts), seed=5)
+            state = denoiser.begin({"text": torch.stack(texts)}, seed=5)
         first = state.latent.clone(), state.levels.clone(), state.plan.order, [c.nbytes for c in state.caches]
         denoiser.run(state, policy, heard, NoSnapshots(), {})
     bytes_kept = [cache.nbytes for cache in state.caches], state.workspace_bytes
@@ -311,7 +312,7 @@ def test_latents_that_are_not_finite(bad, step, kind):
     model, mesh = TwoLayers(), Mesh()
     model.scheduler = Broken
     denoiser = Denoiser(settings(), model, mesh, LATENT)
-    state = denoiser.begin(torch.stack(TEXTS), seed=5)
+    state = denoiser.begin({"text": torch.stack(TEXTS)}, seed=5)
     with pytest.raises(
         RunError, match=rf"^the latents became non-finite in step {step} \({kind}\): use model.dtype"
     ):
@@ -329,7 +330,7 @@ def with_another_plan_on(ranks):
 
     denoiser = Denoiser(settings(), TwoLayers(), mesh, LATENT)
     with mock.patch.object(TokenPlan, "from_levels", backwards if mesh.rank in ranks else honest):
-        state = denoiser.begin(torch.stack(TEXTS), seed=5)
+        state = denoiser.begin({"text": torch.stack(TEXTS)}, seed=5)
         with pytest.raises(RunError) as caught:
             denoiser.run(state, Follow(mesh), NullObserver(), NoSnapshots(), {})
     return str(caught.value)

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from jano_dist import Engine, load_config
 from jano_dist.attention import distributed
 from jano_dist.errors import NotFinite, PeerLost, RunError, UserError
-from jano_dist.models.wan_pipeline import model_folder
+from jano_dist.models.folder import model_folder
 from jano_dist.observe import NullObserver
 from jano_dist.tokens.plan import TokenPlan
 from tests.gang.harness import Leave, gang

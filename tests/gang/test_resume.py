@@ -167,7 +167,7 @@ def test_what_is_kept_is_the_state_and_no_cache():
     tokens, channels, positions = 3 * 3 * 5, 16, 3 * 6 * 10
     sizes = {name: each.nbytes for name, each in tensors.items() if not name.startswith("scheduler.")}
     assert sizes == {
-        "text": 2 * TEXT_TOKENS * TEXT_DIM * 4,
+        "condition.text": 2 * TEXT_TOKENS * TEXT_DIM * 4,
         "latent": channels * positions * 4,
         "velocity.rows": tokens * 4 * channels * 4,
         "velocity.sigmas": tokens * 4,

@@ -39,7 +39,7 @@ def walk(weights, frames, mesh):
     """Every step's rows of this rank and what came out, [n_r, 64] each; bytes of the cache."""
     latents, timestep, text, plan = inputs(frames)
     ranks, wan = mesh.size("ulysses"), WanTransformer(block(weights))
-    branch, results = wan.branch(text), []
+    branch, results = wan.branch({"text": text}), []
     cache = KVCache(1, plan.tokens, HEADS // ranks, HEAD_DIM, torch.float32, torch.device("cpu"))
     for kind, which in WALK:
         deal = plan.deal(StepKind(kind), ranks)

@@ -16,7 +16,7 @@ from diffusers.hooks.group_offloading import ModuleGroup
 from jano_dist import Engine, load_config
 from jano_dist.errors import PeerLost, UserError
 from jano_dist.models import load_model
-from jano_dist.models.wan_pipeline import model_folder
+from jano_dist.models.folder import model_folder
 from jano_dist.policies import Policy
 from jano_dist.tokens.schedule import StepKind
 from tests.gang.harness import Leave, gang

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from diffusers import WanPipeline
 
-from jano_dist.models.wan_pipeline import model_folder
+from jano_dist.models.folder import model_folder
 
 
 def wan_tiny_pipeline(dtype: torch.dtype = torch.float32) -> WanPipeline:

@@ -29,7 +29,7 @@ PARTS = ("attn1", "attn2", "ffn")
 def walked(caches, wan=None):
     """Latents after every step by our adapter with these caches, one per branch, and each step's work."""
     ours = WanTransformer(wan or small_wan())
-    branches, rows, work = [ours.branch(text) for text in TEXTS], torch.arange(TOKENS), []
+    branches, rows, work = [ours.branch({"text": text}) for text in TEXTS], torch.arange(TOKENS), []
 
     def velocity(step, branch, latent):
         timestep = torch.tensor(TIMESTEPS[step], dtype=torch.float64)

@@ -10,10 +10,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from jano_dist.cache import KVCache, NoCache
-from jano_dist.models import Geometry
-from jano_dist.models.wan_pipeline import model_folder
+from jano_dist.geometry import WanGeometry
+from jano_dist.models.folder import model_folder
 
-WAN_14B = Geometry(16, 16, (4, 8, 8), (1, 2, 2), 40, 40, 128, 13824, 4096, 256)
+WAN_14B = WanGeometry(16, 16, (4, 8, 8), (1, 2, 2), 40, 40, 128, 13824, 4096, 256)
 
 
 @torch.inference_mode()

@@ -176,5 +176,5 @@ def test_a_forward_that_fails_leaves_nothing_behind(pipeline, model):
     assert [part() for part in left] == [None] * len(left)
 
     after = model.forward(latent, timestep, model.branch(text), rows, NoCache(model.geometry.layers))
-    theirs = pipeline.transformer(latent[None], timestep[None], text, return_dict=False)[0][0]
+    theirs = pipeline.transformer(latent[None], timestep[None], text["text"], return_dict=False)[0][0]
     assert (model.unpatchify(after, shape) - theirs).abs().max() <= 1e-5

@@ -72,7 +72,7 @@ def test_the_truth_is_that_of_a_plain_loop(pipeline, config, model):
     torch.testing.assert_close(full.velocities, velocities, atol=2e-5, rtol=0)
     torch.testing.assert_close(full.latents, latents, atol=2e-5, rtol=0)
     t = 1000 * full.sigmas  # Wan's timesteps are its noise levels in thousandths
-    scheduler = model.scheduler(config.sampling.steps, SHIFT)
+    scheduler = model.scheduler(config.sampling.steps, SHIFT, (1, 2, 2))
     torch.testing.assert_close(t, scheduler.timesteps.float(), atol=1.0, rtol=0)
     left = (velocities[WARMUP:] - velocities[WARMUP - 1 : -1]).norm(dim=1).sum(0)  # [T, H, W]
     blocks = left.reshape(2, 1, 2, 4, 2, 4).mean((1, 3, 5))  # of 1 x 4 x 4 positions

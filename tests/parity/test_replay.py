@@ -140,7 +140,7 @@ class TestAgainstRealRuns:
             {"policy.name": "forecast", "policy.warmup": 4, "policy.tau": tau, "policy.max_interval": 8}
             for tau in (0.2, 0.6)
         ]
-        scheduler = runs.base.model.scheduler(20, None)
+        scheduler = runs.base.model.scheduler(20, None, runs.base.latent_shape)
         fulls = [runs.full(prompt, 0).velocities for prompt in PROMPTS]
         foretold, measured = [], []
         for changes in cases:

@@ -49,7 +49,7 @@ def test_partial_step_of_one_block_at_true_width():
     plain = model(latent[None], timestep[None], text, return_dict=False)[0][0]
     ours = WanTransformer(model)
     levels = torch.randint(1, 4, (512,), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    plan, branch = TokenPlan.from_levels(levels), ours.branch(text)
+    plan, branch = TokenPlan.from_levels(levels), ours.branch({"text": text})
     cache = KVCache(1, 512, HEADS, HEAD_DIM, torch.float32, torch.device("cpu"))
     output = torch.zeros(512, 64)
     rows = plan.rows(StepKind.REFRESH)

@@ -30,8 +30,8 @@ from jano_dist.config import CacheConfig, load_config
 from jano_dist.degrees import Degrees, choose_degrees, valid_degrees
 from jano_dist.denoise import Denoiser
 from jano_dist.errors import UserError
+from jano_dist.geometry import WanGeometry
 from jano_dist.mesh import Mesh
-from jano_dist.models.base import Geometry
 from jano_dist.models.sizes import read_sizes
 from jano_dist.observe import NullObserver
 from jano_dist.policies import make_policy
@@ -127,7 +127,7 @@ class TestCache:
         kind_dtype=st.sampled_from(KINDS),
     )
     def test_ranks_sum_to_the_whole(self, tokens, kv, ulysses, kind_dtype):
-        geometry = Geometry(16, 16, (4, 8, 8), (1, 2, 2), 3, 6, 8, 64, 32, 16)
+        geometry = WanGeometry(16, 16, (4, 8, 8), (1, 2, 2), 3, 6, 8, 64, 32, 16)
         degrees, cache = Degrees(1, kv, ulysses), CacheConfig(kind=kind_dtype[0], dtype=kind_dtype[1])
         whole = cache_bytes(geometry, tokens, ALONE, cache, 2)
         ranks = range(kv * ulysses)
@@ -140,7 +140,7 @@ class TestCache:
     @pytest.mark.parametrize(("kind", "dtype"), KINDS)
     @pytest.mark.parametrize("degrees", [ALONE, Degrees(1, 1, 2), Degrees(2, 3, 1), Degrees(1, 2, 3)])
     def test_is_what_the_buffers_take(self, kind, dtype, device, degrees):
-        geometry = Geometry(16, 16, (4, 8, 8), (1, 2, 2), 3, 6, 8, 64, 32, 16)
+        geometry = WanGeometry(16, 16, (4, 8, 8), (1, 2, 2), 3, 6, 8, 64, 32, 16)
         cache = CacheConfig(kind=kind, dtype=dtype, device=device)
         for rank in range(math.prod(degrees)):
             # One token after the other is dealt to the ranks that share a branch.
@@ -353,14 +353,14 @@ class TestEstimates:
         ).to(dtype)
         model = WanTransformer(transformer)
         latent, rows = torch.zeros(16, 5, 32, 48), torch.arange(5 * 16 * 24)
-        branch = model.branch(torch.zeros(1, 8, 64))
+        branch = model.branch({"text": torch.zeros(1, 8, 64)})
 
         def forward():
             model.forward(latent, torch.tensor([5.0]), branch, rows, NoCache(2))
 
         with torch.inference_mode():
             forward()  # makes the text's keys and values
-        geometry = Geometry(16, 16, (4, 8, 8), (1, 2, 2), 2, 4, 128, 1382, 64, 32)
+        geometry = WanGeometry(16, 16, (4, 8, 8), (1, 2, 2), 2, 4, 128, 1382, 64, 32)
         parts = _activations(geometry, len(rows), ALONE, CacheConfig(), dtype.itemsize, caches=False)
         assert sum(parts.values()) == pytest.approx(peak_bytes(forward, tmp_path), rel=0.1)
 
@@ -371,7 +371,7 @@ class TestEstimates:
         latent = model.geometry.latent_shape(33, 480, 832)
         denoiser = Denoiser(settings, model, Mesh.single(), latent)
         shape = token_count(model.geometry, settings), model.geometry.row_width
-        text = torch.zeros(2, 32, model.geometry.text_dim)
+        text = {"text": torch.zeros(2, 32, model.geometry.text_dim)}
         policy = make_policy(settings.policy.model_dump(), steps=5, latent=latent, patch=model.geometry.patch)
 
         def denoise():

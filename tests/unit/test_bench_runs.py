@@ -47,7 +47,7 @@ class TestRuns:
         engine = Engine(load_config(small, policy="full"))
         latents = engine.generate(PROMPT, seed=3).latents
         velocities = runs.full(PROMPT, 3).velocities
-        scheduler = engine.model.scheduler(12, None)
+        scheduler = engine.model.scheduler(12, None, engine.latent_shape)
         latent = engine.model.noise(engine.latent_shape, 3)[None]
         for velocity, timestep in zip(velocities, scheduler.timesteps, strict=True):
             latent = scheduler.step(velocity[None], timestep, latent, return_dict=False)[0]

@@ -7,6 +7,7 @@ import pytest
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 
 from jano_dist import UserError, geometry
+from jano_dist.geometry import wan
 from jano_dist.models import read_geometry
 from jano_dist.models.sizes import read_sizes
 
@@ -14,7 +15,7 @@ NAMES = ["wan-tiny", *geometry.KNOWN]
 
 
 def test_the_defaults_are_those_of_diffusers():
-    for kind, ours in ((WanTransformer3DModel, geometry._TRANSFORMER), (AutoencoderKLWan, geometry._VAE)):
+    for kind, ours in ((WanTransformer3DModel, wan.TRANSFORMER), (AutoencoderKLWan, wan.VAE)):
         theirs = inspect.signature(kind).parameters
         assert ours == {name: theirs[name].default for name in ours}
 

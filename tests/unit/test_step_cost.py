@@ -14,12 +14,12 @@ from jano_dist.account.machines import MACHINES
 from jano_dist.account.memory import token_count
 from jano_dist.account.work import step_work
 from jano_dist.degrees import Degrees
-from jano_dist.geometry import Geometry
+from jano_dist.geometry import WanGeometry
 from jano_dist.models.sizes import read_sizes
 from jano_dist.models.wan import WanTransformer
 from jano_dist.tokens.schedule import StepKind
 
-NARROW = Geometry(16, 16, (4, 8, 8), (1, 2, 2), 2, 4, 16, 96, 32, 16)
+NARROW = WanGeometry(16, 16, (4, 8, 8), (1, 2, 2), 2, 4, 16, 96, 32, 16)
 VIDEO = {"video.frames": 5, "video.height": 128, "video.width": 160}  # 160 tokens
 TEXT = 8
 KINDS = (StepKind.REFRESH, StepKind.MODERATE, StepKind.ACTIVE)

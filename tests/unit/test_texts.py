@@ -5,7 +5,7 @@ import torch
 from diffusers import WanPipeline
 
 from jano_dist import Engine, UserError, load_config
-from jano_dist.models.wan_pipeline import TextEncoder
+from jano_dist.models.text import TextEncoder
 from jano_dist.texts import Texts
 from tests.conftest import WAN_TINY
 
@@ -20,7 +20,7 @@ class Encoder:
 
     def __call__(self, texts):
         self.calls.append(list(texts))
-        return torch.tensor([[[float(len(text))]] for text in texts])
+        return {"text": torch.tensor([[[float(len(text))]] for text in texts])}
 
 
 class TestTexts:
@@ -29,22 +29,22 @@ class TestTexts:
         texts = Texts(encoder)
         texts.prepare(["aaa", "b", "aaa", ""])
         texts.prepare(["b"])
-        assert texts.embed("aaa", "").flatten().tolist() == [3, 0]
-        assert texts.embed("b").shape == (1, 1, 1)
+        assert texts.embed("aaa", "")["text"].flatten().tolist() == [3, 0]
+        assert texts.embed("b")["text"].shape == (1, 1, 1)
         assert encoder.calls == [["aaa", "b", ""]]
 
     def test_the_negative_prompt_stays(self):
         encoder = Encoder()
         texts = Texts(encoder)
         for prompt in ("aa", "bbb"):
-            assert texts.embed(prompt, "n").flatten().tolist() == [len(prompt), 1]
+            assert texts.embed(prompt, "n")["text"].flatten().tolist() == [len(prompt), 1]
         texts.embed("cc", "other")
         texts.embed("aa", "n")  # neither is kept: memory must not grow with every video
         assert encoder.calls == [["aa", "n"], ["bbb"], ["cc", "other"], ["aa", "n"]]
 
     def test_a_prompt_that_is_its_own_negative(self):
         encoder = Encoder()
-        assert Texts(encoder).embed("a", "a").flatten().tolist() == [1, 1]
+        assert Texts(encoder).embed("a", "a")["text"].flatten().tolist() == [1, 1]
         assert encoder.calls == [["a"]]
 
 
@@ -76,7 +76,7 @@ def test_every_text_as_diffusers_encodes_it(engine, monkeypatch):
         )
         ours = engine.model.encode(PROMPTS)
     assert calls == [(prompt,) for prompt in PROMPTS]
-    for prompt, embedding in zip(PROMPTS, ours, strict=True):
+    for prompt, embedding in zip(PROMPTS, ours["text"], strict=True):
         for theirs in pipeline.encode_prompt(prompt, negative_prompt=prompt, max_sequence_length=32):
             assert torch.equal(embedding, theirs[0])
 

@@ -40,7 +40,6 @@ from jano_dist.errors import Interrupted, RunError, UserError, count
 from jano_dist.gang import Place, Progress, find_place, is_supervised
 from jano_dist.geometry import quick_geometry
 from jano_dist.libraries import quiet_libraries
-from jano_dist.sampling.guidance import guidance_on
 from jano_dist.target import hold
 
 _GO_ON = "start the same command again to go on"
@@ -172,7 +171,7 @@ def _floors(base: Config, ranks: int) -> list[Case]:
     geometry = quick_geometry(base.model.name)
     if ranks > 1 and geometry:
         facts: dict[str, Any] = {
-            "world": ranks, "heads": geometry.heads, "guided": guidance_on(base.sampling.guidance)
+            "world": ranks, "heads": geometry.heads, "guided": geometry.branches(base.sampling.guidance) == 2
         }  # fmt: skip
         own = choose_degrees(base.mesh, **facts)
         for other in [degrees for degrees in valid_degrees(**facts) if degrees != own][:1]:

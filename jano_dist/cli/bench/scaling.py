@@ -28,7 +28,6 @@ from jano_dist.cli.ranks import OPTIONS, Launch, check_cores, started_gang, with
 from jano_dist.errors import Interrupted, RunError, UserError
 from jano_dist.gang import Place, find_place, is_supervised
 from jano_dist.libraries import quiet_libraries
-from jano_dist.sampling.guidance import guidance_on
 from jano_dist.target import hold
 
 if TYPE_CHECKING:
@@ -167,8 +166,9 @@ def _missing(question: "Question", folder: "PartsFolder", turn: int, world: int)
     from jano_dist.models import read_geometry
 
     given = next(iter(question.configs.values()))
-    heads, guided = read_geometry(given.model.name).heads, guidance_on(given.sampling.guidance)
-    cases = question.cases(world, heads=heads, guided=guided)
+    geometry = read_geometry(given.model.name)
+    guided = geometry.branches(given.sampling.guidance) == 2
+    cases = question.cases(world, heads=geometry.heads, guided=guided)
     return not all(folder.has(case.part(world, turn)) for case in cases)
 
 

@@ -1,0 +1,120 @@
+"""Sizes of a model as the engine knows them. No torch at import."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from jano_dist.errors import UserError
+
+Shape3 = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Geometry(ABC):
+    """Sizes of a model, read from its config files before any weight is. Each family counts its FLOPs.
+
+    Attributes:
+        channels, out_channels: of the latent as the transformer takes it, and as it gives it.
+        vae_stride: pixels per latent position, along (T, H, W). patch: positions per token.
+        layers: with self-attention, each of `heads` heads of `head_dim`. ffn_dim: inside a layer's FFN.
+        text_dim: of a text embedding. time_dim: of the sinusoidal timestep embedding.
+        joint: whether text tokens are part of the sequence. Then every step computes them all.
+        guidance: `free`: classifier-free, two branches above 1; `embedded`: an input of the model; `none`.
+        experts: transformers that take turns by noise level.
+        images: whether it makes images: one frame.
+        needs_image: whether a video begins with a picture that is given.
+    """
+
+    channels: int
+    out_channels: int
+    vae_stride: Shape3
+    patch: Shape3
+    layers: int
+    heads: int
+    head_dim: int
+    ffn_dim: int
+    text_dim: int
+    time_dim: int
+    joint: bool = False
+    guidance: Literal["free", "embedded", "none"] = "free"
+    experts: int = 1
+    images: bool = False
+    needs_image: bool = False
+
+    @property
+    def width(self) -> int:
+        """Hidden size, heads x head_dim."""
+        return self.heads * self.head_dim
+
+    @property
+    def patch_positions(self) -> int:
+        """Latent positions of a token."""
+        return math.prod(self.patch)
+
+    @property
+    def row_width(self) -> int:
+        """P, values per output row."""
+        return self.out_channels * self.patch_positions
+
+    def latent_shape(self, frames: int, height: int, width: int) -> Shape3:
+        """(T, H, W) of the latent for a video of this size.
+
+        Raises:
+            UserError: a size the model cannot make; the sentence names the nearest that it can.
+        """
+        stride_t = self.vae_stride[0]
+        if self.images and frames != 1:
+            raise UserError(f"this model makes images, not {frames} frames: use --frames 1")
+        if frames < 1 or (frames - 1) % stride_t:
+            below = max(1, (frames - 1) // stride_t * stride_t + 1)
+            raise UserError(
+                f"frames must be {stride_t}n+1, not {frames}: "
+                f"use --frames {below} or --frames {below + stride_t}"
+            )
+        for name, size, axis in (("height", height, 1), ("width", width, 2)):
+            edge = self.vae_stride[axis] * self.patch[axis]
+            if size < edge or size % edge:
+                below = max(edge, size // edge * edge)
+                raise UserError(
+                    f"{name} must be divisible by {edge} (VAE stride {self.vae_stride[axis]} x patch "
+                    f"{self.patch[axis]}), not {size}: use --{name} {below} or --{name} {below + edge}"
+                )
+        return (frames - 1) // stride_t + 1, height // self.vae_stride[1], width // self.vae_stride[2]
+
+    def text_tokens(self, max_sequence_length: int) -> int:
+        """L, text tokens of a prompt."""
+        return max_sequence_length
+
+    def joint_tokens(self, max_sequence_length: int) -> int:
+        """Text tokens that are part of the sequence."""
+        return self.text_tokens(max_sequence_length) if self.joint else 0
+
+    def branches(self, scale: float) -> int:
+        """Forwards of a step: 2 with classifier-free guidance (diffusers' rule: a scale above 1)."""
+        return 2 if self.guidance == "free" and scale > 1 else 1
+
+    @abstractmethod
+    def forward_flops(self, rows: int, tokens: int, text_tokens: int, *, kv_rows: int | None = None) -> int:
+        """Matrix-product FLOPs (2 per multiply-add) of one forward of one branch.
+
+        `rows` tokens are computed and attend to `tokens`; keys and values are made of `kv_rows` (None: of
+        those that are computed). What is done once per generation is left out. In a joint model the text
+        tokens come on top of all three.
+        """
+
+    @abstractmethod
+    def attention_flops(self, rows: int, tokens: int, text_tokens: int) -> int:
+        """Of `forward_flops`, what attention kernels do: scores and weighted sums, of tokens and of text."""
+
+    def reused_flops(self, blocks: Mapping[str, int], tokens: int, text_tokens: int) -> int:
+        """FLOPs of one forward of one branch, of all tokens, through a cache inside the blocks.
+
+        `blocks` are the rows computed over all layers, by part, as a step's record has them.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no caches inside the blocks")
+
+    @abstractmethod
+    def text_flops(self, text_tokens: int) -> int:
+        """FLOPs of one branch that are done once per generation: what of the text is kept."""

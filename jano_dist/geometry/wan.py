@@ -1,0 +1,81 @@
+"""Sizes of Wan pipelines."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jano_dist.geometry.base import Geometry
+from jano_dist.geometry.configs import Configs, check_sizes
+
+# What diffusers' WanTransformer3DModel and AutoencoderKLWan take where a config file does not say.
+TRANSFORMER: dict[str, Any] = {
+    "in_channels": 16, "out_channels": 16, "patch_size": (1, 2, 2), "num_layers": 40,
+    "num_attention_heads": 40, "attention_head_dim": 128, "ffn_dim": 13824, "text_dim": 4096, "freq_dim": 256,
+}  # fmt: skip
+VAE: dict[str, Any] = {"scale_factor_temporal": 4, "scale_factor_spatial": 8}
+
+
+class WanGeometry(Geometry):
+    """Self-attention, then cross-attention to the text, whose keys and values are made once.
+
+    Counted from the layer sizes; `tests/parity/test_flops.py` checks it against torch's own counter.
+    """
+
+    def forward_flops(self, rows: int, tokens: int, text_tokens: int, *, kv_rows: int | None = None) -> int:
+        d, f = self.width, self.ffn_dim
+        with_kv = rows if kv_rows is None else kv_rows
+        projections = 2 * d * d * (4 * rows + 2 * with_kv)  # q, o of self- and cross-attention; k, v
+        ffn = 4 * rows * d * f
+        attention = self.attention_flops(rows, tokens, text_tokens)
+        return self.layers * (projections + ffn) + attention + self._outer_flops(rows, tokens)
+
+    def attention_flops(self, rows: int, tokens: int, text_tokens: int) -> int:
+        return self.layers * 4 * rows * self.width * (tokens + text_tokens)
+
+    def reused_flops(self, blocks: Mapping[str, int], tokens: int, text_tokens: int) -> int:
+        d = self.width
+        row = {
+            "attn1": 8 * d * d + 4 * d * tokens,
+            "attn2": 4 * d * d + 4 * d * text_tokens,
+            "ffn": 4 * d * self.ffn_dim,
+            "scores": 2 * d * text_tokens,
+        }
+        return sum(row[part] * rows for part, rows in blocks.items()) + self._outer_flops(tokens, tokens)
+
+    def _outer_flops(self, rows: int, tokens: int) -> int:
+        """Outside of the blocks."""
+        d = self.width
+        embed = 2 * tokens * d * self.channels * self.patch_positions  # the patch embedding is never cut
+        time = 2 * (self.time_dim * d + d * d + 6 * d * d)
+        return embed + time + 2 * rows * d * self.row_width
+
+    def text_flops(self, text_tokens: int) -> int:
+        """Text projections and cross-attention K/V."""
+        d = self.width
+        return 2 * text_tokens * (self.text_dim * d + d * d + self.layers * 2 * d * d)
+
+
+def wan_geometry(configs: Configs) -> Geometry:
+    """From the config files of a Wan pipeline, with every default filled in.
+
+    Raises:
+        ValueError: a size that is none.
+    """
+    transformer, vae = {**TRANSFORMER, **configs["transformer"]}, {**VAE, **configs["vae"]}
+    return check_sizes(
+        WanGeometry(
+            channels=transformer["in_channels"],
+            out_channels=transformer["out_channels"],
+            vae_stride=(
+                vae["scale_factor_temporal"],
+                vae["scale_factor_spatial"],
+                vae["scale_factor_spatial"],
+            ),
+            patch=tuple(transformer["patch_size"]),
+            layers=transformer["num_layers"],
+            heads=transformer["num_attention_heads"],
+            head_dim=transformer["attention_head_dim"],
+            ffn_dim=transformer["ffn_dim"],
+            text_dim=transformer["text_dim"],
+            time_dim=transformer["freq_dim"],
+        )
+    )

@@ -1,0 +1,89 @@
+"""From a folder to a loaded model: the same for every family."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from jano_dist.mesh import Mesh
+from jano_dist.models.base import DiffusionModel
+from jano_dist.models.folder import Parts, sentence
+from jano_dist.models.placement import place
+from jano_dist.models.text import TextEncoder
+from jano_dist.models.weights import stored_dtype
+
+
+@dataclass(frozen=True)
+class Held:
+    """How a model is held: the `model` section of the config, and where.
+
+    Attributes:
+        dtype: of transformer and text encoder; `auto` keeps what the files have. The modules that
+            diffusers keeps in float32 stay so.
+        vae_dtype: of the VAE.
+        max_sequence_length: text tokens a prompt is padded to.
+        device: where everything is computed.
+        mesh: the ranks that load it together; None is this process alone.
+        weights: where the transformer's lie: `replicated`, `fsdp` or `group_offload` (see `place`).
+        vae_parallel: `auto`: all ranks decode; `single`: the coordinator alone.
+        vae_tiling: decode in overlapping tiles.
+    """
+
+    dtype: str
+    vae_dtype: str
+    max_sequence_length: int
+    device: torch.device
+    mesh: Mesh | None = None
+    weights: str = "replicated"
+    vae_parallel: str = "auto"
+    vae_tiling: bool = False
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What a family brings.
+
+    Attributes:
+        check: raises UserError for configs that do not go together.
+        text: its text encoders.
+        model: makes its model from diffusers' pipeline (see `load_pipeline`) and text encoders.
+    """
+
+    check: Callable[[Parts], None]
+    text: type[TextEncoder]
+    model: Callable[[Any, TextEncoder, Parts, Held], DiffusionModel]
+
+
+def load_pipeline(folder: Path, parts: Parts, held: Held) -> Any:
+    """Diffusers' pipeline without its text encoders; the transformer's weights where they are to lie.
+
+    The transformer is read once per node; every rank reads the VAE, which is small, for itself.
+    """
+    skeleton = parts.skeletons["transformer"]
+    dtype = _dtype(folder / "transformer", held)
+
+    def read() -> Any:
+        with sentence(str(folder)):
+            return type(skeleton).from_pretrained(folder, subfolder="transformer", dtype=dtype)
+
+    mesh = held.mesh or Mesh.single(held.device)
+    placed = place(read, skeleton, weights=held.weights, mesh=mesh, device=held.device)
+    texts = {name: None for name in parts.index if name.startswith(("text_encoder", "tokenizer"))}
+    with sentence(str(folder)):
+        return parts.pipeline.from_pretrained(
+            folder, transformer=placed, dtype={"vae": getattr(torch, held.vae_dtype)}, **texts
+        )
+
+
+def load_adapter(adapter: Adapter, folder: Path, parts: Parts, held: Held) -> DiffusionModel:
+    """The model behind a family's adapter."""
+    pipeline = load_pipeline(folder, parts, held)
+    dtype = _dtype(folder / "text_encoder", held)
+    text = adapter.text(folder, parts, dtype, held.max_sequence_length)
+    return adapter.model(pipeline, text, parts, held)
+
+
+def _dtype(component: Path, held: Held) -> torch.dtype:
+    return stored_dtype(component) if held.dtype == "auto" else getattr(torch, held.dtype)
