@@ -3,7 +3,7 @@
 import math
 from typing import NamedTuple
 
-from jano_dist.config import MeshConfig
+from jano_dist.config import BLOCK_POLICIES, MeshConfig
 from jano_dist.errors import UserError, count
 
 DIMS = ("cfg", "kv", "ulysses")
@@ -53,12 +53,21 @@ def choose_degrees(
     )
 
 
-def check_policy(name: str, degrees: Degrees) -> None:
-    """Whether a policy runs on this mesh.
+def check_policy(name: str, degrees: Degrees, *, block_caches: bool) -> None:
+    """Whether a policy runs on this mesh and with this model.
+
+    Args:
+        block_caches: whether policies can keep caches inside the model's blocks.
 
     Raises:
-        UserError: one that chooses tokens inside the blocks, where ranks share a branch's tokens.
+        UserError: one that chooses tokens inside the blocks, where ranks share a branch's tokens; one that
+            keeps caches there, where the model has no place for them.
     """
+    if name in BLOCK_POLICIES and not block_caches:
+        raise UserError(
+            f"policy {name} keeps caches inside the blocks, which only Wan's models have a place for: take "
+            "another policy"
+        )
     if name == "toca" and degrees.kv * degrees.ulysses > 1:
         raise UserError(
             f"policy toca chooses tokens inside the blocks, for which a rank needs all of its branch, not "

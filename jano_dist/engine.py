@@ -129,7 +129,7 @@ class Engine:
         refuse_shared_gpus(everyone, gpu_uuid(device))
         self._sampler = sampler or open_sampler(gpu_uuid(device))
         self.mesh = mesh or self._arrange(geometry, device)
-        check_policy(config.policy.name, self.mesh.degrees)
+        check_policy(config.policy.name, self.mesh.degrees, block_caches=geometry.block_caches)
         if model is None:
             check_fit(config, self.mesh.degrees, device, local_world=ranks_per_node())
         started = time.perf_counter()

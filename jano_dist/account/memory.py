@@ -207,7 +207,7 @@ def memory_of(sizes: ModelSizes, config: Config, degrees: Degrees) -> Memory:
     tokens, branches = sequence_length(geometry, config), branches_on_rank(geometry, config, degrees)
     text_tokens = geometry.text_tokens(config.model.max_sequence_length)
     # DistVAE works on a copy of its own.
-    spread = math.prod(degrees) > 1 and config.model.vae_parallel == "auto"
+    spread = math.prod(degrees) > 1 and config.model.vae_parallel == "auto" and not geometry.images
     vae = sizes.vae * _vae_element(config) * (2 if spread else 1)
     here, offloaded = _weights(sizes, config, math.prod(degrees), element)
     kept = working = 0
@@ -306,7 +306,7 @@ def _decoding(sizes: ModelSizes, config: Config, world: int) -> Parts:
     """
     video, tiles = config.video, config.model.vae_tiling
     pixels, element = video.height * video.width, _vae_element(config)
-    spread = config.model.vae_parallel == "auto" and not tiles
+    spread = config.model.vae_parallel == "auto" and not tiles and not sizes.geometry.images
     area = pixels // world if spread else pixels
     whole = video.frames * 3 * pixels * element
     if tiles:

@@ -123,14 +123,15 @@ def step_work(
     )
     branches = geometry.branches(config.sampling.guidance)
     forwards = branches_on_rank(geometry, config, degrees)
-    rank_forward = geometry.forward_flops(own, tokens, text, kv_rows=with_kv)
+    text_rows = own_rows(geometry.joint_tokens(config.model.max_sequence_length), degrees)
+    rank_forward = geometry.forward_flops(own, tokens, text, kv_rows=with_kv, text_rows=text_rows)
     return StepWork(
         kind=kind.value,
         steps=steps,
         tokens=rows,
         flops=branches * branch_flops(geometry, config, rows, tokens),
         rank_flops=forwards * rank_forward,
-        rank_attention=forwards * geometry.attention_flops(own, tokens, text),
+        rank_attention=forwards * geometry.attention_flops(own, tokens, text, text_rows=text_rows),
         rank_rows=own,
         forwards=forwards,
         sent=sent_bytes(sizes, config, degrees, rows),

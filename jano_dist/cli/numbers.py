@@ -24,7 +24,7 @@ def check_numbers(config: Config, *, ranks: int) -> None:
         geometry.latent_shape(config.video.frames, config.video.height, config.video.width)
         guided = geometry.branches(config.sampling.guidance) == 2
         degrees = choose_degrees(config.mesh, world=ranks, heads=geometry.heads, guided=guided)
-        check_policy(config.policy.name, degrees)
+        check_policy(config.policy.name, degrees, block_caches=geometry.block_caches)
 
 
 def _check_steps(config: Config) -> None:

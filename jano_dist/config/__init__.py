@@ -9,6 +9,7 @@ from jano_dist.config.load import (
     preset_names,
 )
 from jano_dist.config.policies import (
+    BLOCK_POLICIES,
     CHOOSING,
     POLICIES,
     EnhanceConfig,
@@ -30,6 +31,7 @@ from jano_dist.config.settings import (
 )
 
 __all__ = [
+    "BLOCK_POLICIES",
     "CHOOSING",
     "POLICIES",
     "CacheConfig",

@@ -10,6 +10,7 @@ from pathlib import Path
 from jano_dist.errors import UserError
 from jano_dist.geometry.base import Geometry, Shape3
 from jano_dist.geometry.configs import Configs
+from jano_dist.geometry.joint import flux_geometry, sd3_geometry
 from jano_dist.geometry.known import KNOWN
 from jano_dist.geometry.wan import WanGeometry, wan_geometry
 
@@ -43,7 +44,11 @@ class Family:
     geometry: Callable[[Configs], Geometry]
 
 
-FAMILIES = (Family("wan", ("WanPipeline",), wan_geometry),)
+FAMILIES = (
+    Family("wan", ("WanPipeline",), wan_geometry),
+    Family("flux", ("FluxPipeline",), flux_geometry),
+    Family("sd3", ("StableDiffusion3Pipeline",), sd3_geometry),
+)
 
 
 def family_of(pipeline: str, source: str) -> Family:

@@ -4,7 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from jano_dist.errors import UserError
 
@@ -26,6 +26,9 @@ class Geometry(ABC):
         images: whether it makes images: one frame.
         needs_image: whether a video begins with a picture that is given.
     """
+
+    # Whether policies can keep caches inside its blocks.
+    block_caches: ClassVar[bool] = False
 
     channels: int
     out_channels: int
@@ -96,16 +99,26 @@ class Geometry(ABC):
         return 2 if self.guidance == "free" and scale > 1 else 1
 
     @abstractmethod
-    def forward_flops(self, rows: int, tokens: int, text_tokens: int, *, kv_rows: int | None = None) -> int:
+    def forward_flops(
+        self,
+        rows: int,
+        tokens: int,
+        text_tokens: int,
+        *,
+        kv_rows: int | None = None,
+        text_rows: int | None = None,
+    ) -> int:
         """Matrix-product FLOPs (2 per multiply-add) of one forward of one branch.
 
         `rows` tokens are computed and attend to `tokens`; keys and values are made of `kv_rows` (None: of
         those that are computed). What is done once per generation is left out. In a joint model the text
-        tokens come on top of all three.
+        tokens come on top of all three; `text_rows` of them are computed (None: all).
         """
 
     @abstractmethod
-    def attention_flops(self, rows: int, tokens: int, text_tokens: int) -> int:
+    def attention_flops(
+        self, rows: int, tokens: int, text_tokens: int, *, text_rows: int | None = None
+    ) -> int:
         """Of `forward_flops`, what attention kernels do: scores and weighted sums, of tokens and of text."""
 
     def reused_flops(self, blocks: Mapping[str, int], tokens: int, text_tokens: int) -> int:

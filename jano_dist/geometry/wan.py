@@ -20,7 +20,17 @@ class WanGeometry(Geometry):
     Counted from the layer sizes; `tests/parity/test_flops.py` checks it against torch's own counter.
     """
 
-    def forward_flops(self, rows: int, tokens: int, text_tokens: int, *, kv_rows: int | None = None) -> int:
+    block_caches = True
+
+    def forward_flops(
+        self,
+        rows: int,
+        tokens: int,
+        text_tokens: int,
+        *,
+        kv_rows: int | None = None,
+        text_rows: int | None = None,
+    ) -> int:
         d, f = self.width, self.ffn_dim
         with_kv = rows if kv_rows is None else kv_rows
         projections = 2 * d * d * (4 * rows + 2 * with_kv)  # q, o of self- and cross-attention; k, v
@@ -28,7 +38,9 @@ class WanGeometry(Geometry):
         attention = self.attention_flops(rows, tokens, text_tokens)
         return self.layers * (projections + ffn) + attention + self._outer_flops(rows, tokens)
 
-    def attention_flops(self, rows: int, tokens: int, text_tokens: int) -> int:
+    def attention_flops(
+        self, rows: int, tokens: int, text_tokens: int, *, text_rows: int | None = None
+    ) -> int:
         return self.layers * 4 * rows * self.width * (tokens + text_tokens)
 
     def reused_flops(self, blocks: Mapping[str, int], tokens: int, text_tokens: int) -> int:

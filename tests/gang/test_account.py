@@ -142,7 +142,8 @@ def test_bytes_kept(together, wan_tiny, case):
     settings = config(degrees, case[0])
     shapes = (wan_tiny.geometry, TOKENS, degrees, settings.cache, model_elements(wan_tiny, settings)[0])
     memory = ranks[0][case][2]["memory"]
-    assert memory["cache_bytes_per_rank"] == branches_on_rank(settings, degrees) * cache_bytes(*shapes)
+    branches = branches_on_rank(wan_tiny.geometry, settings, degrees)
+    assert memory["cache_bytes_per_rank"] == branches * cache_bytes(*shapes)
     assert memory["workspace_bytes_per_rank"] == working_bytes(*shapes)
 
 
@@ -151,7 +152,7 @@ def test_flops(together, wan_tiny, case):
     """All ranks together, as torch counts them: KV-resident attention is shared out by shards, not rows."""
     degrees, ranks = together
     settings, geometry = config(degrees, case[0]), wan_tiny.geometry
-    branches, world = branches_on_rank(settings, degrees), range(len(ranks))
+    branches, world = branches_on_rank(geometry, settings, degrees), range(len(ranks))
     for index, step in enumerate(ranks[0][case][2]["steps"]):
         with_kv = kv_rows(settings, step["tokens"], TOKENS)
         forwards = [

@@ -186,7 +186,7 @@ def plain(guided=True):
     held, last, scheduler = (
         torch.zeros(TOKENS, WIDTH),
         torch.zeros(TOKENS, dtype=int),
-        Euler(len(KINDS), SHIFT),
+        Euler(len(KINDS), SHIFT, LATENT),
     )
     velocities = []
     for step, kind in enumerate(KINDS):
@@ -227,7 +227,7 @@ def at_least(kind, step):
 def check(ranks, guided=True):
     """Latents, steps and what was told of them; of all ranks of one mesh."""
     latent, velocities, last = plain(guided)
-    sigmas = Euler(len(KINDS), SHIFT).sigmas
+    sigmas = Euler(len(KINDS), SHIFT, LATENT).sigmas
     sequence = 1 + max(rank.place for rank in ranks)
     for number, rank in enumerate(ranks):
         assert rank.shape == (3, 2, 3)
@@ -324,8 +324,8 @@ def with_another_plan_on(ranks):
     """Some ranks order the tokens of a map backwards, as another version might."""
     mesh, honest = Mesh(ulysses=4), TokenPlan.from_levels
 
-    def backwards(levels):
-        plan = honest(levels)
+    def backwards(levels, text=0):
+        plan = honest(levels, text)
         return plan if levels.unique().numel() == 1 else TokenPlan(plan.order.flip(0), plan.counts)
 
     denoiser = Denoiser(settings(), TwoLayers(), mesh, LATENT)

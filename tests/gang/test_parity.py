@@ -185,9 +185,9 @@ class Collectives(NullObserver):
         return call
 
     def watch(self, forward):
-        def call(latent, timestep, branch, rows, cache, attend):
+        def call(latent, timestep, branch, rows, cache, attend, text_rows):
             before = self.seen.copy()
-            output = forward(latent, timestep, branch, rows, cache, attend)
+            output = forward(latent, timestep, branch, rows, cache, attend, text_rows)
             self.forwards.append((cache.nbytes, dict(self.seen - before)))
             return output
 
@@ -219,8 +219,8 @@ def another_plan_on(rank):
     """One rank orders the tokens of a map backwards, as another version might."""
     engine, honest = Engine(config("jano", "image")), TokenPlan.from_levels
 
-    def backwards(levels):
-        plan = honest(levels)
+    def backwards(levels, text=0):
+        plan = honest(levels, text)
         return plan if levels.unique().numel() == 1 else TokenPlan(plan.order.flip(0), plan.counts)
 
     with ExitStack() as stack:

@@ -76,10 +76,10 @@ def test_blocks_are_not_fetched_ahead(policy):
 
 
 def test_toca_needs_a_whole_branch():
-    check_policy("toca", Degrees(2, 1, 1))
-    check_policy("teacache", Degrees(2, 2, 3))
+    check_policy("toca", Degrees(2, 1, 1), block_caches=True)
+    check_policy("teacache", Degrees(2, 2, 3), block_caches=True)
     with pytest.raises(UserError, match="not cfg 1 x kv 2 x ulysses 1: start 1 rank, or 2 with guidance"):
-        check_policy("toca", Degrees(1, 2, 1))
+        check_policy("toca", Degrees(1, 2, 1), block_caches=True)
 
 
 class Coordinated:
