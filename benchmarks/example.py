@@ -16,7 +16,8 @@ from statistics import median
 from typing import Any
 
 from benchmarks.common import save
-from jano_dist.quality import load_frames, psnr
+from jano_dist.media import load_frames
+from jano_dist.quality import psnr
 
 README = Path(__file__).parents[1] / "README.md"
 PARTS = ("encode", "denoise", "decode")

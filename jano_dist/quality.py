@@ -1,12 +1,11 @@
 """How far one video is from another: PSNR, SSIM, FLIP and, where its weights are there, LPIPS; and how much
-one flickers.
+one flickers. And how far latents are apart.
 
 Videos are `uint8 [T, H, W, 3]`. Numbers between two mp4 files also hold what encoding took from each:
 on smooth synthetic frames a true 54 dB reads 45 dB and 44 reads 42, while 34 dB and less read right.
 """
 
 import math
-import os
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
@@ -16,27 +15,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from skimage.metrics import structural_similarity
+from torch import Tensor
 
 from jano_dist.errors import UserError, count
-from jano_dist.video import read_video
 
 Frames = npt.NDArray[np.uint8]  # [T, H, W, 3]
 
 SSIM_WINDOW = 7  # pixels, the side of skimage's default window
 LPIPS_MIN_SIDE = 31  # pixels; AlexNet's second pooling leaves nothing of less
-
-
-def load_frames(path: Path) -> Frames:
-    """The frames `[T, H, W, 3]` of a video file, or of the `video.mp4` in a run folder.
-
-    Raises:
-        UserError: there is no such file, or it is not a readable video.
-    """
-    file = path / "video.mp4" if os.path.isdir(path) else path
-    if not os.path.isfile(file):  # false also for a name that is too long
-        problem = "is not a file" if os.path.exists(file) else "does not exist"
-        raise UserError(f"{file} {problem}: give a video file or the folder of a finished run")
-    return read_video(file)
 
 
 def psnr(a: Frames, b: Frames) -> float:
@@ -180,6 +166,30 @@ def compare(a: Frames, b: Frames) -> dict[str, Any]:
     }
 
 
+def compare_latents(a: Tensor, b: Tensor) -> dict[str, float | None]:
+    """`{max_abs, relative_l2, psnr, cosine}` of two latents of one shape; `a` is the reference.
+
+    relative_l2 = |a - b| / |a|. psnr = 20 log10((max a - min a) / RMSE), `inf` when they are equal. None
+    where a measure has no value: of a reference that is zero, or the same everywhere.
+
+    Raises:
+        UserError: the shapes differ.
+    """
+    if a.shape != b.shape:
+        raise UserError(
+            f"the latents differ in shape, {list(a.shape)} and {list(b.shape)}: compare runs of the same size"
+        )
+    a, b = a.double(), b.double()
+    error, size, spread = a - b, float(a.norm()), float(a.max() - a.min())
+    rmse, both = float(error.square().mean().sqrt()), size * float(b.norm())
+    return {
+        "max_abs": float(error.abs().max()),
+        "relative_l2": float(error.norm()) / size if size else None,
+        "psnr": math.inf if rmse == 0 else 20 * math.log10(spread / rmse) if spread else None,
+        "cosine": float((a * b).sum()) / both if both else None,
+    }
+
+
 def _unit(frame: Frames) -> npt.NDArray[np.float32]:
     return np.divide(frame, 255, dtype=np.float32)
 
@@ -193,9 +203,7 @@ def _check_pair(a: Frames, b: Frames) -> None:
         if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3 or not video.size:
             raise ValueError(f"a video must be uint8 [T, H, W, 3], not {video.dtype} {list(video.shape)}")
     if a.shape != b.shape:
-        raise UserError(
-            f"the videos differ in size, {_shape(a)} and {_shape(b)}: compare runs of the same size"
-        )
+        raise UserError(f"the two differ in size, {_shape(a)} and {_shape(b)}: compare runs of the same size")
 
 
 def _shape(video: Frames) -> str:

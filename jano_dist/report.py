@@ -41,7 +41,7 @@ def complexity_picture(
     levels: npt.NDArray[np.uint8],
     shares: Mapping[str, float],
 ) -> None:
-    """Draw the complexity map over the video it belongs to, as PNG.
+    """Draw the complexity map over the video or image it belongs to, as PNG.
 
     Args:
         path: where to write the picture.
@@ -59,10 +59,11 @@ def complexity_picture(
         first, last = covered_frames(int(j), len(levels), len(frames))
         middle = (first + last) // 2
         axes[0, column].imshow(frames[middle])
-        axes[0, column].set_title(f"frame {middle + 1} of {len(frames)}", fontsize=8, color=FAINT, pad=4)
+        if len(frames) > 1:
+            axes[0, column].set_title(f"frame {middle + 1} of {len(frames)}", fontsize=8, color=FAINT, pad=4)
         axes[1, column].imshow(tint(frames[middle], levels[j]))
         axes[1, column].add_collection(_borders(levels[j], frames.shape[1], frames.shape[2]))
-    axes[0, 0].set_ylabel("video", fontsize=8, color=FAINT)
+    axes[0, 0].set_ylabel("image" if len(frames) == 1 else "video", fontsize=8, color=FAINT)
     axes[1, 0].set_ylabel("complexity map", fontsize=8, color=FAINT)
     handles = [
         Patch(facecolor=colour, edgecolor=INK, linewidth=0.5, label=f"{name} {shares.get(name, 0.0):.0%}")

@@ -1,4 +1,4 @@
-"""The folder a run leaves behind: video, pictures, record; latents and trace when asked for."""
+"""The folder a run leaves behind: video or image, pictures, record; latents and trace when asked for."""
 
 import json
 from collections.abc import Sequence
@@ -8,9 +8,9 @@ from safetensors.torch import save
 
 from jano_dist.engine import Generation
 from jano_dist.errors import RunError
-from jano_dist.target import making, replace
+from jano_dist.target import LATENTS, making, replace, result_name
 from jano_dist.trace import Track, trace_text
-from jano_dist.video import write_video
+from jano_dist.video import write_frames
 
 
 def write_run(
@@ -42,12 +42,12 @@ def _write_files(
     from jano_dist.report import complexity_picture, timeline_picture
 
     record = generation.record
-    write_video(folder / "video.mp4", generation.frames, fps)
+    write_frames(folder / result_name(len(generation.frames)), generation.frames, fps)
     complexity_picture(folder / "complexity.png", generation.frames, generation.levels, record["levels"])
     timeline_picture(folder / "timeline.png", record["steps"])
     if save_latents:
         latents = generation.latents.cpu().contiguous()
-        (folder / "latents.safetensors").write_bytes(save({"latents": latents}))
+        (folder / LATENTS).write_bytes(save({"latents": latents}))
     if tracks:
         (folder / "trace.json").write_text(trace_text(tracks, record), encoding="utf-8")
     text = json.dumps(record, indent=1, allow_nan=False) + "\n"

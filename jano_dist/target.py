@@ -23,7 +23,8 @@ from pathlib import Path
 
 from jano_dist.errors import UserError
 
-FILES = ("video.mp4", "complexity.png", "timeline.png", "latents.safetensors", "trace.json", "run.json")
+VIDEO, IMAGE, LATENTS = "video.mp4", "image.png", "latents.safetensors"
+FILES = (VIDEO, IMAGE, "complexity.png", "timeline.png", LATENTS, "trace.json", "run.json")
 _PAUSE = 0.05  # seconds
 
 
@@ -173,6 +174,16 @@ def _check_place(out: Path) -> None:
             f"--out {out} {reason}, and a run folder is replaced as a whole: give a folder in it, "
             f"such as --out {out / 'run'}"
         )
+
+
+def result_name(frames: int) -> str:
+    """What a run's result is called: one frame is an image."""
+    return IMAGE if frames == 1 else VIDEO
+
+
+def result_of(folder: Path) -> Path:
+    """The image of a run folder, or else the video, whether it is there or not."""
+    return folder / IMAGE if os.path.isfile(folder / IMAGE) else folder / VIDEO
 
 
 def is_run(folder: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Frames to mp4 and back. Frames are `uint8 [T, H, W, 3]`, RGB."""
+"""Frames to mp4 or, where there is one, to PNG, and back. Frames are `uint8 [T, H, W, 3]`, RGB."""
 
 import os
 from pathlib import Path
@@ -8,6 +8,7 @@ import imageio.v3 as iio
 import imageio_ffmpeg
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from jano_dist.errors import UserError
 
@@ -20,6 +21,19 @@ BT709 = (
     "scale=out_color_matrix=bt709:out_range=tv,"
     "setparams=colorspace=bt709:color_primaries=bt709:color_trc=bt709:range=tv"
 )
+
+
+def write_frames(path: Path, frames: npt.NDArray[np.uint8], fps: int) -> None:
+    """Write `frames` as what the suffix of `path` says: `.png`, for one frame, or a video.
+
+    Raises:
+        ValueError, OSError: see `write_video`; or several frames for an image.
+    """
+    if path.suffix != ".png":
+        write_video(path, frames, fps)
+        return
+    (frame,) = frames
+    Image.fromarray(frame).save(path)
 
 
 def write_video(path: Path, frames: npt.NDArray[np.uint8], fps: int) -> None:
@@ -71,3 +85,16 @@ def read_video(path: Path) -> npt.NDArray[np.uint8]:
         return np.stack(list(iio.imiter(path, plugin="FFMPEG")))
     except (OSError, ValueError, IndexError, RuntimeError) as problem:
         raise UserError(f"{path} cannot be read as a video: give one that is complete") from problem
+
+
+def read_image(path: Path) -> npt.NDArray[np.uint8]:
+    """An image file as one frame, `uint8 [1, H, W, 3]`; what is transparent in it is not.
+
+    Raises:
+        UserError: it cannot be read as an image.
+    """
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB"))[None]
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as problem:
+        raise UserError(f"{path} cannot be read as an image: give one that is complete") from problem

@@ -11,7 +11,7 @@ from jano_dist.batch.plan import Job, Plan
 from jano_dist.config import change_config
 from jano_dist.errors import UserError
 from jano_dist.snapshot import clear
-from jano_dist.target import is_run, settle, unfinished, write_whole
+from jano_dist.target import is_run, result_of, settle, unfinished, write_whole
 
 _FORMAT = 1
 _PLAN, _FAILURES, _RESULTS = "batch.json", "failures.jsonl", "results.jsonl"
@@ -125,7 +125,7 @@ class BatchFolder:
             "seed": job.seed,
             "status": "done" if done else "set aside",
             "seconds": self.seconds(job) if done else None,
-            "path": str(self.run(job) / "video.mp4") if done else None,
+            "path": str(result_of(self.run(job))) if done else None,
             "error": None if done or not failures else failures[-1]["sentence"],
             "attempts": len(failures) + done,
         }

@@ -1,7 +1,7 @@
 """The folder of a comparison: rows that are on the disk as soon as a video is made, and what it is made of.
 
     DIR/rows.jsonl       a line for each video, and one for each process that made some
-    DIR/videos, maps     an mp4 for each, and where there is a complexity map, a picture of it
+    DIR/videos, maps     an mp4 for each (a PNG of one frame); a picture of its complexity map, if any
     DIR/full             full runs whose cases are not all done
     DIR/quality.json, pareto.png, index.html    made of the rows when all are there
 

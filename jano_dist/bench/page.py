@@ -60,7 +60,7 @@ def _about(comparison: Comparison) -> str:
     lines = [
         f"{count(len(plan.prompts), 'prompt')} x {count(len(plan.seeds), 'seed')}, "
         f"{count(len(comparison.cases), 'case')}; "
-        f"{video.width}x{video.height}, {video.frames} frames, {sampling.steps} steps, guidance "
+        f"{video.width}x{video.height}, {count(video.frames, 'frame')}, {sampling.steps} steps, guidance "
         f"{sampling.guidance:g}, {shift}",
         f"a full run: {seconds['denoise']:.1f} s of denoising, {seconds['whole']:.1f} s with encoding and "
         "decoding (mean)",
@@ -140,9 +140,12 @@ def _video(row: Row, case: int) -> str:
         alike = psnr if psnr == IDENTICAL else f"{psnr:.1f} dB"
         words = ", ".join([alike, *times, f"{row['work']:.0%} work"])
         value = "" if psnr == IDENTICAL else f"{psnr}"
+    if row["video"].endswith(".png"):
+        shown = f'<img data-src="{source}" alt="{named}">'
+    else:
+        shown = f'<video data-src="{source}" muted playsinline preload="none"></video>'
     return (
-        f'<figure data-case="{case}" data-psnr="{value}"><div class="frame">'
-        f'<video data-src="{source}" muted playsinline preload="none"></video>'
+        f'<figure data-case="{case}" data-psnr="{value}"><div class="frame">{shown}'
         f'<canvas data-map="{strip}"></canvas></div>{_steps(row)}'
         f"<figcaption><b>{named}</b><br>{words}</figcaption></figure>"
     )

@@ -14,7 +14,8 @@ from jano_dist.config import Config
 from jano_dist.engine import Generation
 from jano_dist.quality import Frames, measures
 from jano_dist.report import level_strip
-from jano_dist.video import write_video
+from jano_dist.target import result_name
+from jano_dist.video import write_frames
 
 _Place = tuple[str, str, int]  # case, prompt, seed
 
@@ -42,6 +43,7 @@ class _Measuring:
     def __init__(self, runs: Runs, plan: Plan, folder: BenchFolder, listener: Listener) -> None:
         self._runs, self._plan, self._folder, self._listener = runs, plan, folder, listener
         self._done: dict[_Place, Outcome] = {}
+        self._suffix = Path(result_name(plan.config.video.frames)).suffix
 
     def measure(self, ran: dict[str, Any]) -> None:
         runs, plan = self._runs, self._plan
@@ -93,7 +95,7 @@ class _Measuring:
         if self._runs.is_coordinator:
             outcome = replace(self._done[earlier, prompt, seed], case=name)
             key = self._key(earlier, prompt, seed)
-            self._add(outcome, self._folder.place("videos", earlier, key, ".mp4"))
+            self._add(outcome, self._folder.place("videos", earlier, key, self._suffix))
 
     def _resolved(self, case: Case, prompt: str, seed: int) -> Case:
         """A case that is like another one, in the steps that its work is worth: the coordinator's word."""
@@ -114,8 +116,8 @@ class _Measuring:
         """The row of a video, after its files."""
         folder = self._folder
         key = self._key(outcome.case, outcome.prompt, outcome.seed)
-        video, strip = folder.place("videos", outcome.case, key, ".mp4"), None
-        write_video(video, frames, self._plan.config.video.fps)
+        video, strip = folder.place("videos", outcome.case, key, self._suffix), None
+        write_frames(video, frames, self._plan.config.video.fps)
         if made is not None and outcome.levels.get("active", 1.0) < 1:
             strip = folder.place("maps", outcome.case, key, ".png")
             level_strip(strip, made.levels)

@@ -37,7 +37,7 @@ from jano_dist.errors import NotFinite, UserError, count
 from jano_dist.gang import Place, Progress, attempt, find_place, is_supervised, recoveries
 from jano_dist.libraries import quiet_libraries
 from jano_dist.snapshot import SnapshotFolder, clear
-from jano_dist.target import reserve, unfinished
+from jano_dist.target import reserve, result_of, unfinished
 
 _OTHERS = 30  # seconds for checks of the same run by other nodes
 
@@ -47,7 +47,7 @@ def generate(
     prompt: Annotated[str | None, typer.Argument(help="What the video shows.", show_default=False)] = None,
     out: Annotated[
         Path | None,
-        typer.Option(parser=given_path, metavar="FOLDER", help="For video, pictures and run.json."),
+        typer.Option(parser=given_path, metavar="FOLDER", help="For video or image, pictures and run.json."),
     ] = None,
     config: Annotated[str | None, typer.Option(help=f"{CONFIG_HELP} Without one: {DEFAULT_CONFIG}.")] = None,
     model: Annotated[str | None, typer.Option(help="Model name, diffusers folder or hub name.")] = None,
@@ -78,7 +78,8 @@ def generate(
         ),
     ] = None,
 ) -> None:
-    """Make a video from a prompt, on one process or on several ranks (--nproc, or torchrun)."""
+    """Make a video, or an image (--frames 1), from a prompt, on one process or on several ranks (--nproc, or
+    torchrun)."""
     call, place = context.ensure_object(Call), find_place()
     prompt, out, settings = _asked_for(context.params)
     check_ranks(nproc, settings, place, launcher)
@@ -192,7 +193,7 @@ def _summary(console: Console, out: Path, record: dict[str, Any]) -> None:
     shares = ", ".join(f"{share:.0%} {name}" for name, share in record["levels"].items())
     work = record["flops"]["done"] / record["flops"]["full"]
     console.print(
-        f"{out / 'video.mp4'}  ({record['seconds']['total']:.1f} s; tokens {shares}; {work:.0%} of the work)",
+        f"{result_of(out)}  ({record['seconds']['total']:.1f} s; tokens {shares}; {work:.0%} of the work)",
         soft_wrap=True,
     )
     console.print(

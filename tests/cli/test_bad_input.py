@@ -509,9 +509,9 @@ def test_out_in_use(cli, unchanged, tmp_path, small):
     ("path", "words"),
     [
         ("", ["'A'", "it is empty", "give a path", "see `jano-dist compare"]),
-        ("/dev/null", ["/dev/null is not a file", "give a video file"]),
-        ("x" * 300, ["does not exist", "give a video file"]),
-        ("a\0b", ["does not exist", "give a video file"]),
+        ("/dev/null", ["/dev/null is not a file", "give a video"]),
+        ("x" * 300, ["does not exist", "give a video"]),
+        ("a\0b", ["does not exist", "give a video"]),
     ],
 )
 def test_compare_what_is_no_file(cli, path, words):
@@ -541,7 +541,11 @@ def test_compare_what_is_no_video(cli, unchanged, tmp_path, which):
         path.write_bytes(b"\0\0\0 ftypisom")
     with unchanged(tmp_path):
         result = cli("compare", path, path, "--json")
-    wrong = {"missing": "does not exist", "no_run": "does not exist"}.get(which, "cannot be read as a video")
+    wrong = {
+        "missing": "does not exist",
+        "no_run": "is neither the folder of a finished run nor one of images",
+    }
+    wrong = wrong.get(which, "cannot be read as a video")
     assert_sentence(result, which, wrong)
     assert result.out == ""
 

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from jano_dist import Engine, load_config
-from jano_dist.quality import flicker, load_frames, psnr, ssim
+from jano_dist.media import load_frames
+from jano_dist.quality import flicker, psnr, ssim
 from tests.cli.sentence import assert_sentence
 
 PROMPTS = ("a red ball moves left over a navy striped background", "a blue box moves up")

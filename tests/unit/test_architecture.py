@@ -20,7 +20,9 @@ ALLOWED = {
     "observe": set(),
     "video": set(),
     "report": set(),
-    "quality": {"video"},  # `compare` reads what `generate` wrote
+    "quality": set(),
+    "media": {"target", "video"},
+    "comparison": {"media", "quality", "target"},
     "doctor": {"observe"},
     "tokens": set(),
     "gang": {"observe"},

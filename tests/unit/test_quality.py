@@ -10,12 +10,12 @@ import torch
 from skimage.metrics import structural_similarity
 
 from jano_dist.errors import UserError
+from jano_dist.media import load_frames
 from jano_dist.quality import (
     compare,
     flicker,
     flip,
     flip_unavailable_reason,
-    load_frames,
     lpips,
     lpips_unavailable_reason,
     measures,
