@@ -247,3 +247,17 @@ def test_a_model_that_is_not_there_leaves_nothing(cli, unchanged, tmp_path, smal
         result = cli("bench", "quality", "--config", small, *options)
     assert result.code == 2
     assert "are made" not in result.err
+
+
+def test_one_frame_is_an_image_on_the_page(cli, small, tmp_path):
+    out = tmp_path / "out"
+    (tmp_path / "cases.yaml").write_text("slow: {policy.static_threshold: 0.1}\n")
+    options = ["--prompt", PROMPTS[0], "--cases", tmp_path / "cases.yaml", "--frames", 1]
+    assert cli("bench", "quality", "--config", small, *options, "--out", out).code == 0
+    rows = json.loads((out / "quality.json").read_text())["rows"]
+    text = (out / "index.html").read_text()
+    for row in rows:
+        assert row["video"].endswith(".png")
+        assert f'<img data-src="{row["video"]}"' in text
+        assert load_frames(out / row["video"]).shape == (1, 64, 64, 3)
+    assert "<video" not in text
