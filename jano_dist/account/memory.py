@@ -315,6 +315,6 @@ def _decoding(sizes: ModelSizes, config: Config, world: int) -> Parts:
     overlapping = int(whole * (_TILE / _TILE_STRIDE) ** 2) if tiles else 0
     return {
         "VAE activations": 30 * per_pixel * area,
-        "VAE frame cache": 25 * per_pixel * area,
+        "VAE frame cache": 0 if sizes.geometry.images else 25 * per_pixel * area,
         "frames": 3 * whole + overlapping,  # as decoded, joined, and scaled to 0..1
     }

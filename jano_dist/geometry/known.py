@@ -5,7 +5,7 @@ A plan for a cluster is made on a machine that has neither the files nor a netwo
 
 from typing import Any
 
-_UMT5_XXL = {
+_UMT5_XXL: dict[str, Any] = {
     "vocab_size": 256384,
     "d_model": 4096,
     "d_kv": 64,
@@ -26,8 +26,81 @@ def _wan(**transformer: Any) -> dict[str, dict[str, Any]]:
     return {"": index, "transformer": transformer, "vae": {}, "text_encoder": _UMT5_XXL}
 
 
+_T5_XXL: dict[str, Any] = {
+    "vocab_size": 32128,
+    "d_model": 4096,
+    "d_kv": 64,
+    "d_ff": 10240,
+    "num_layers": 24,
+    "num_heads": 64,
+    "feed_forward_proj": "gated-gelu",
+}
+_CLIP_L: dict[str, Any] = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_attention_heads": 12,
+    "num_hidden_layers": 12,
+}
+_CLIP_G: dict[str, Any] = {
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+    "num_attention_heads": 20,
+    "num_hidden_layers": 32,
+}
+_IMAGE_VAE: dict[str, Any] = {
+    "block_out_channels": [128, 256, 512, 512],
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "layers_per_block": 2,
+    "latent_channels": 16,
+    "use_quant_conv": False,
+    "use_post_quant_conv": False,
+}
+
+
+def _flux(**transformer: Any) -> dict[str, dict[str, Any]]:
+    index = {
+        "_class_name": "FluxPipeline",
+        "transformer": ["diffusers", "FluxTransformer2DModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "text_encoder_2": ["transformers", "T5EncoderModel"],
+    }
+    encoders = {"text_encoder": {**_CLIP_L, "projection_dim": 768}, "text_encoder_2": _T5_XXL}
+    return {"": index, "transformer": transformer, "vae": _IMAGE_VAE, **encoders}
+
+
+def _sd3(**transformer: Any) -> dict[str, dict[str, Any]]:
+    index = {
+        "_class_name": "StableDiffusion3Pipeline",
+        "transformer": ["diffusers", "SD3Transformer2DModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+        "text_encoder": ["transformers", "CLIPTextModelWithProjection"],
+        "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+        "text_encoder_3": ["transformers", "T5EncoderModel"],
+    }
+    encoders = {
+        "text_encoder": {**_CLIP_L, "projection_dim": 768},
+        "text_encoder_2": {**_CLIP_G, "projection_dim": 1280},
+        "text_encoder_3": _T5_XXL,
+    }
+    return {"": index, "transformer": transformer, "vae": _IMAGE_VAE, **encoders}
+
+
 # Name -> part -> config; "" is model_index.json.
 KNOWN: dict[str, dict[str, dict[str, Any]]] = {
     "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": _wan(num_layers=30, num_attention_heads=12, ffn_dim=8960),
     "Wan-AI/Wan2.1-T2V-14B-Diffusers": _wan(num_layers=40, num_attention_heads=40, ffn_dim=13824),
+    "black-forest-labs/FLUX.1-dev": _flux(guidance_embeds=True),
+    "black-forest-labs/FLUX.1-schnell": _flux(guidance_embeds=False),
+    "stabilityai/stable-diffusion-3-medium-diffusers": _sd3(
+        num_layers=24, num_attention_heads=24, caption_projection_dim=1536, pos_embed_max_size=192
+    ),
+    "stabilityai/stable-diffusion-3.5-large": _sd3(
+        num_layers=38,
+        num_attention_heads=38,
+        caption_projection_dim=2432,
+        pos_embed_max_size=192,
+        qk_norm="rms_norm",
+    ),
 }

@@ -438,9 +438,9 @@ def test_two_collectives_per_layer_forward_and_dimension(split):
         of_a_step = forwards_per_step * per_forward + (cfg > 1) + (kv * ulysses > 1)
         for index, step in enumerate(steps):
             mapped = index == KINDS.index("refresh")
-            # Decisions, the map; in the first step whether there is a snapshot to go on from, text and noise.
-            # With the map, the digests of the plans.
-            assert step["broadcast"] == 1 + mapped + 3 * (index == 0)
+            # Decisions, the map; in the first step whether there is a snapshot to go on from, text (how it is
+            # laid out, in two, and itself) and noise. With the map, the digests of the plans.
+            assert step["broadcast"] == 1 + mapped + 5 * (index == 0)
             assert step.get("all_gather", 0) == mapped
             assert step["all_to_all_single"] == of_a_step
             assert step.get("all_reduce", 0) == (index == 0)  # that all are there

@@ -53,3 +53,26 @@ def test_a_shipped_model_is_found_by_its_own_name_only(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert geometry.find_model("wan-tiny").endswith("assets/wan-tiny")
     assert geometry.find_model(".") == "."  # the folder one is in, not that of the shipped ones
+
+
+# Billions of parameters of the transformer, as published with each model.
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [
+        ("black-forest-labs/FLUX.1-dev", 11.9),
+        ("stabilityai/stable-diffusion-3-medium-diffusers", 2.0),
+        ("stabilityai/stable-diffusion-3.5-large", 8.1),
+    ],
+)
+def test_published_sizes(name, published):
+    transformer = read_sizes(name, local=True).transformer
+    assert round((transformer.plain + transformer.float32) / 1e9, 1) == pytest.approx(published, abs=0.101)
+
+
+def test_a_family_that_is_not_supported(model_copy):
+    index = model_copy.folder / "model_index.json"
+    model_copy.write(index, json.dumps({**json.loads(index.read_text()), "_class_name": "SomePipeline"}))
+    with pytest.raises(
+        UserError, match=r"SomePipeline, which is not supported: give another model, one of WanPi"
+    ):
+        read_geometry(str(model_copy.folder))
