@@ -18,7 +18,7 @@ from torch import Tensor
 
 from jano_dist import observe
 from jano_dist.account import branch_flops, check_fit
-from jano_dist.config import Config, change_sampling, check_prompt
+from jano_dist.config import Config, change_sampling, check_prompt, notes_on_skipping
 from jano_dist.degrees import check_policy, choose_degrees, explain_degrees
 from jano_dist.denoise import Denoiser, State
 from jano_dist.errors import UserError, name_ranks
@@ -124,7 +124,7 @@ class Engine:
         everyone = mesh or Mesh(
             ulysses=ranks_started(), device=device, timeout_seconds=config.runtime.timeout_seconds
         )
-        self._files = b"" if model else model_digest(config.model.name)
+        self._files = b"" if model else model_digest(config.model.name, config.model.loras)
         self._check_alike(everyone)
         refuse_shared_gpus(everyone, gpu_uuid(device))
         self._sampler = sampler or open_sampler(gpu_uuid(device))
@@ -143,6 +143,7 @@ class Engine:
             device=device,
             mesh=self.mesh,
             weights=config.model.weights,
+            loras=config.model.loras,
             begin=lambda: (observer or NullObserver()).phase("load"),
         )
         self._load_seconds = time.perf_counter() - started
@@ -236,7 +237,7 @@ class Engine:
         _check_observer(observer)
         observer = observer or (_Warner() if self.mesh.is_coordinator else NullObserver())
         prompts = [prompt, sampling.negative_prompt][: self.model.geometry.branches(sampling.guidance)]
-        for note in self.model.notes(*prompts):
+        for note in (*self.model.notes(*prompts), *notes_on_skipping(self.config)):
             observer.note(note)
         made = datetime.now(UTC).isoformat(timespec="seconds")
         seconds, self._load_seconds = {"load": self._load_seconds}, 0.0  # of the first video

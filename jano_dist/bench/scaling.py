@@ -22,6 +22,7 @@ from jano_dist.config import Config
 from jano_dist.engine import Engine
 from jano_dist.errors import PeerLost, RunError
 from jano_dist.models.peers import Peer, load_peer, why_not
+from jano_dist.observe import NullObserver
 from jano_dist.policies import Policy, make_policy
 from jano_dist.runtime import release
 from jano_dist.tokens.complexity import ACTIVE, MODERATE, STATIC
@@ -73,7 +74,7 @@ class Rank:
                 self._everyone.await_everyone()
 
     def _ours(self, case: Case) -> dict[str, Any]:
-        made = self._engine(case).generate(PROMPT, seed=_SEED)
+        made = self._engine(case).generate(PROMPT, seed=_SEED, observer=NullObserver())
         record = made.record
         if case.side == "full":
             self._full = made.latents
@@ -94,7 +95,7 @@ class Rank:
         if case not in self._engines:
             config = self._question.config(case)
             warm = Engine(short(config), model=self._model, policies=self._policies)
-            warm.generate(PROMPT, seed=_SEED)
+            warm.generate(PROMPT, seed=_SEED, observer=NullObserver())
             engine = Engine(config, model=self._model, mesh=warm.mesh, policies=self._policies)
             engine.prepare(self._prompts)
             self._engines[case] = engine

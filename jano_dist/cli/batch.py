@@ -24,6 +24,7 @@ from jano_dist.cli.options import (
     CfgOption,
     KvOption,
     LauncherOption,
+    LoraOption,
     PolicyOption,
     PresetOption,
     SetOption,
@@ -59,6 +60,7 @@ def batch(
     nproc: Annotated[int, typer.Option(help="Ranks of each gang.", min=1)] = 1,
     config: Annotated[str | None, typer.Option(help=f"{CONFIG_HELP} Without one: {DEFAULT_CONFIG}.")] = None,
     model: Annotated[str | None, typer.Option(help="Model name, diffusers folder or hub name.")] = None,
+    lora: LoraOption = None,
     policy: PolicyOption = None,
     preset: PresetOption = None,
     set_: SetOption = None,
@@ -86,12 +88,8 @@ def batch(
     overrides = parse_overrides(config_overrides(set_, named_keys(context.params)))
 
     def configure(changes: Mapping[str, Any]) -> Config:
-        changed = load_config(
-            DEFAULT_CONFIG if config is None else config,
-            preset=preset,
-            policy=policy,
-            overrides={**overrides, **changes},
-        )
+        name = DEFAULT_CONFIG if config is None else config
+        changed = load_config(name, preset=preset, policy=policy, overrides={**overrides, **changes})
         check_numbers(changed, ranks=nproc)
         return changed
 

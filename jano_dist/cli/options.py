@@ -23,6 +23,7 @@ class Call:
 # Options that stand for a config key.
 _KEYS = {
     "model": "model.name",
+    "lora": "model.lora",
     "seed": "sampling.seed",
     "frames": "video.frames",
     "height": "video.height",
@@ -39,6 +40,10 @@ CONFIG_HELP = f"One of {', '.join(config_names())}, or a .yaml file."
 PolicyOption = Annotated[str | None, typer.Option("--policy", help=f"{', '.join(POLICIES)}.")]
 PresetOption = Annotated[str | None, typer.Option("--preset", help="conservative, balanced or fast.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="key=value, any config key; repeatable.")]
+LoraOption = Annotated[
+    list[str] | None,
+    typer.Option("--lora", metavar="FILE[:SCALE]", help="A LoRA's file or hub name; repeatable."),
+]
 CfgOption = Annotated[int | None, typer.Option("--cfg", help="2: one guidance branch per half of the ranks.")]
 KvOption = Annotated[int | None, typer.Option("--kv", help="Shards of a branch's keys and values.")]
 UlyssesOption = Annotated[int | None, typer.Option("--ulysses", help="Ranks that share a branch's heads.")]

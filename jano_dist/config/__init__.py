@@ -28,6 +28,7 @@ from jano_dist.config.settings import (
     SnapshotConfig,
     VideoConfig,
     check_prompt,
+    notes_on_skipping,
 )
 
 __all__ = [
@@ -52,6 +53,7 @@ __all__ = [
     "check_prompt",
     "config_names",
     "load_config",
+    "notes_on_skipping",
     "parse_overrides",
     "preset_names",
 ]

@@ -2,12 +2,14 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from jano_dist.config.fields import Float, Frozen, Int, Text, utf8
+from jano_dist.config.lora import checked, is_distilled, one_or_more, split_lora
 from jano_dist.config.policies import BLOCK_POLICIES, CHOOSING, JanoPolicyConfig, PolicyConfig
 from jano_dist.errors import UserError
 
+FEW_STEPS = 8  # as models that are distilled take; each changes the whole latent
 _Edge = Annotated[Int, Field(ge=1)]
 
 
@@ -29,6 +31,14 @@ class ModelConfig(Frozen):
     )
     vae_tiling: bool = Field(False, description="decode in overlapping tiles, which takes less memory")
     max_sequence_length: Int = Field(512, ge=1, description="text tokens a prompt is padded to")
+    lora: Annotated[tuple[Text, ...], BeforeValidator(one_or_more), AfterValidator(checked)] = Field(
+        (), description="FILE_OR_NAME[:SCALE] of each LoRA; they add up"
+    )
+
+    @property
+    def loras(self) -> tuple[tuple[str, float], ...]:
+        """File or hub name, and scale, of each LoRA."""
+        return tuple(split_lora(text) for text in self.lora)
 
 
 class VideoConfig(Frozen):
@@ -122,6 +132,22 @@ class Config(Frozen):
                 "alone can keep: set cache.kind=kv, cache.dtype=native and cache.device=accelerator"
             )
         return self
+
+
+def notes_on_skipping(config: Config) -> list[str]:
+    """A sentence where a policy that skips has hardly anything to skip."""
+    steps, name = config.sampling.steps, config.policy.name
+    distilled = [lora for lora, _ in config.model.loras if is_distilled(lora)]
+    if name == "full":
+        return []
+    if steps <= FEW_STEPS:
+        return [f"{steps} steps leave policy {name} little to skip: consider --policy full"]
+    if distilled:
+        return [
+            f"{distilled[0]} seems to be distilled to few steps, which leave little to skip: consider "
+            f"--steps {FEW_STEPS} or fewer with --policy full"
+        ]
+    return []
 
 
 def check_prompt(prompt: object) -> None:

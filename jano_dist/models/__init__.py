@@ -8,6 +8,7 @@ from jano_dist.models.base import Branch, Conditions, DiffusionModel, Geometry, 
 from jano_dist.models.folder import Parts, model_folder, read_parts, whole_folder
 from jano_dist.models.joint_pipeline import FLUX, SD3
 from jano_dist.models.loading import Adapter, Held, load_adapter
+from jano_dist.models.lora import Loras, check_loras, loras_digest
 from jano_dist.models.wan_pipeline import WAN
 from jano_dist.models.weights import folder_digest
 
@@ -36,14 +37,19 @@ def read_geometry(name: str) -> Geometry:
     return _checked_parts(name)[1]
 
 
-def check_model(name: str) -> tuple[Path, Parts]:
+def check_model(name: str, loras: Loras = ()) -> tuple[Path, Parts]:
     """The folder of a model whose files are whole, and its parts.
 
+    Args:
+        loras: to be fused into it.
+
     Raises:
-        UserError: files are missing, truncated or without weights the model has.
+        UserError: files are missing, truncated or without weights the model has, or a LoRA is not for it.
     """
     parts, _ = _checked_parts(name)
-    return whole_folder(name, parts), parts
+    folder = whole_folder(name, parts)
+    check_loras(loras, parts.pipeline, parts.skeletons["transformer"])
+    return folder, parts
 
 
 def _checked_parts(name: str) -> tuple[Parts, Geometry]:
@@ -61,17 +67,18 @@ def load_model(name: str, *, begin: Callable[[], object] = lambda: None, **held:
         held: see `Held`.
 
     Raises:
-        UserError: unknown model, or files missing, truncated or without weights the model has.
+        UserError: unknown model, or files missing, truncated or without weights the model has, or a LoRA that
+            is not for it.
     """
-    folder, parts = check_model(name)
+    folder, parts = check_model(name, held.get("loras", ()))
     begin()
     return load_adapter(_ADAPTERS[parts.family.name], folder, parts, Held(**held))
 
 
-def model_digest(name: str) -> bytes:
-    """32 bytes that tell the files of two models apart; see `folder_digest`.
+def model_digest(name: str, loras: Loras = ()) -> bytes:
+    """Bytes that tell the files of two models, LoRAs included, apart; see `files_digest`.
 
     Raises:
-        UserError: the model is neither here nor can it be fetched.
+        UserError: the model, or a LoRA, is neither here nor can it be fetched.
     """
-    return folder_digest(model_folder(name))
+    return folder_digest(model_folder(name)) + loras_digest(loras)

@@ -10,6 +10,7 @@ import torch
 from jano_dist.mesh import Mesh
 from jano_dist.models.base import DiffusionModel
 from jano_dist.models.folder import Parts, sentence
+from jano_dist.models.lora import Loras, fuse_loras
 from jano_dist.models.placement import place
 from jano_dist.models.text import TextEncoder
 from jano_dist.models.weights import stored_dtype
@@ -29,6 +30,7 @@ class Held:
         weights: where the transformer's lie: `replicated`, `fsdp` or `group_offload` (see `place`).
         vae_parallel: `auto`: all ranks decode; `single`: the coordinator alone.
         vae_tiling: decode in overlapping tiles.
+        loras: fused into the transformer, see `fuse_loras`.
     """
 
     dtype: str
@@ -39,6 +41,7 @@ class Held:
     weights: str = "replicated"
     vae_parallel: str = "auto"
     vae_tiling: bool = False
+    loras: Loras = ()
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,9 @@ def load_pipeline(folder: Path, parts: Parts, held: Held) -> Any:
 
     def read() -> Any:
         with sentence(str(folder)):
-            return type(skeleton).from_pretrained(folder, subfolder="transformer", dtype=dtype)
+            transformer = type(skeleton).from_pretrained(folder, subfolder="transformer", dtype=dtype)
+        fuse_loras(held.loras, parts.pipeline, transformer)
+        return transformer
 
     mesh = held.mesh or Mesh.single(held.device)
     placed = place(read, skeleton, weights=held.weights, mesh=mesh, device=held.device)

@@ -156,13 +156,18 @@ _SAMPLE_BYTES, _SAMPLES = 2**16, 16
 
 
 def folder_digest(folder: Path) -> bytes:
-    """32 bytes that tell two model folders apart without reading gigabytes.
+    """32 bytes that tell the weight and config files of two model folders apart; see `files_digest`."""
+    return files_digest(folder, (*folder.rglob("*.json"), *folder.rglob("*.safetensors")))
 
-    Names, sizes and samples of every weight and config file: other weights of the same shapes differ
+
+def files_digest(folder: Path, files: Iterable[Path]) -> bytes:
+    """32 bytes that tell files below a folder apart without reading gigabytes.
+
+    Names, sizes and samples of every file: other weights of the same shapes differ
     in every sample, while one changed number in between would go unnoticed.
     """
     digest = hashlib.sha256()
-    for path in sorted((*folder.rglob("*.json"), *folder.rglob("*.safetensors"))):
+    for path in sorted(files):
         size = path.stat().st_size
         digest.update(f"{path.relative_to(folder)} {size}\n".encode())
         places = range(0, size, max(_SAMPLE_BYTES, size // _SAMPLES))

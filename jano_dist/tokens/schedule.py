@@ -68,5 +68,6 @@ def check_middle(steps: int, warmup: int, cooldown: int) -> None:
         leaves = "step leaves" if steps == 1 else "steps leave"
         raise ValueError(
             f"{steps} {leaves} nothing between {warmup} warm-up and {cooldown} "
-            "cool-down steps: use more steps, or lower policy.warmup or policy.cooldown"
+            "cool-down steps: use more steps, lower policy.warmup or policy.cooldown, or compute every step "
+            "whole (--policy full)"
         )

@@ -101,7 +101,7 @@ OPTIONS = {
     "seed_too_large": (["--seed", str(2**64)], ["sampling.seed should be less than", "not 1844"]),
     "steps_not_above_warmup_and_cooldown": (
         ["--steps", "6", *settings("policy.warmup=4", "policy.cooldown=2")],
-        ["6 steps leave nothing between 4 warm-up and 2 cool-down steps", "use more steps, or lower"],
+        ["6 steps leave nothing between 4 warm-up and 2 cool-down steps", "lower", "--policy full"],
     ),
     "one_step": (["--steps", "1"], ["1 step leaves nothing between 4 warm-up", "use more"]),
     "no_steps": (["--steps", "0"], ["sampling.steps should be greater than or equal to 1, not 0"]),

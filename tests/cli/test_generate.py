@@ -202,12 +202,12 @@ def test_output_says_where_and_what(cli, small, tmp_path):
 
 
 def test_a_word_the_model_does_not_know_is_noted(cli, small, tmp_path):
-    result = cli("generate", f"{BALL} zyzzyva", "--out", tmp_path / "run", "--config", small, "--steps", "7")
+    result = cli("generate", f"{BALL} zyzzyva", "--out", tmp_path / "run", "--config", small, "--steps", "9")
     assert_sentence(result, "note: the model does not know zyzzyva", code=0)
 
 
 def test_a_prompt_that_is_cut_off_is_noted(cli, small, tmp_path):
-    short = ["--steps", "7", "--set", "model.max_sequence_length=4"]
+    short = ["--steps", "9", "--set", "model.max_sequence_length=4"]
     result = cli("generate", BALL, "--out", tmp_path / "run", "--config", small, *short)
     assert_sentence(result, "note: the prompt is longer than 4 tokens", code=0)
 
@@ -233,14 +233,14 @@ def test_what_follows_two_dashes_is_no_option():
 
 
 def test_parents_of_out_are_made(cli, small, tmp_path):
-    result = cli("generate", BALL, "--out", tmp_path / "a" / "b", "--config", small, "--steps", "7")
+    result = cli("generate", BALL, "--out", tmp_path / "a" / "b", "--config", small, "--steps", "9")
     assert result.code == 0, result.err
     assert {path.name for path in tmp_path.rglob("*")} == FILES | {"a", "b"}
 
 
 def test_an_empty_folder_may_be_the_out(cli, small, tmp_path):
     (tmp_path / "run").mkdir()
-    result = cli("generate", BALL, "--out", tmp_path / "run", "--config", small, "--steps", "7")
+    result = cli("generate", BALL, "--out", tmp_path / "run", "--config", small, "--steps", "9")
     assert result.code == 0, result.err
 
 
@@ -281,7 +281,7 @@ def test_run_json_is_never_there_alone(cli, small, earlier, monkeypatch, folder)
 
     for name in ("replace", "rename"):
         monkeypatch.setattr(os, name, watched(getattr(os, name)))
-    result = cli("generate", BALL, "--out", out, "--config", small, "--steps", "7")
+    result = cli("generate", BALL, "--out", out, "--config", small, "--steps", "9")
     assert result.code == 0, result.err
     assert seen
     assert all(names >= FILES for names in seen if "run.json" in names)
@@ -363,9 +363,9 @@ class TestRunGoesWrong:
             path.write_bytes(b"half a vi")
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-        monkeypatch.setattr(run_folder, "write_video", fail)
+        monkeypatch.setattr(run_folder, "write_frames", fail)
         with unchanged(earlier.parent):
-            result = cli("generate", BALL, "--out", earlier, "--config", small, "--steps", "7")
+            result = cli("generate", BALL, "--out", earlier, "--config", small, "--steps", "9")
         assert_sentence(result, "could not be written", "No space left on device", "make room", code=1)
 
 
@@ -378,7 +378,7 @@ class TestInterrupted:
         monkeypatch.setattr(report, "complexity_picture", interrupt)
         with unchanged(earlier.parent):
             out = earlier.parent / folder
-            result = cli("generate", BALL, "--out", out, "--config", small, "--steps", "7")
+            result = cli("generate", BALL, "--out", out, "--config", small, "--steps", "9")
         assert_sentence(result, "interrupted: nothing was written", code=130)
 
     def test_before_the_first_file_is_moved(self, cli, unchanged, small, earlier, monkeypatch):
@@ -393,7 +393,7 @@ class TestInterrupted:
         for name in ("replace", "rename"):
             monkeypatch.setattr(os, name, interrupted(getattr(os, name)))
         with unchanged(earlier.parent):
-            result = cli("generate", BALL, "--out", earlier, "--config", small, "--steps", "7")
+            result = cli("generate", BALL, "--out", earlier, "--config", small, "--steps", "9")
         assert_sentence(result, "interrupted: nothing was written", code=130)
 
     def test_terminated_before_anything_is_begun(self, capfd):
@@ -409,7 +409,7 @@ class TestInterrupted:
 
         monkeypatch.setattr(report, "timeline_picture", terminate)
         with unchanged(earlier.parent):
-            result = cli("generate", BALL, "--out", earlier, "--config", small, "--steps", "7")
+            result = cli("generate", BALL, "--out", earlier, "--config", small, "--steps", "9")
         assert (result.code, result.err) == (143, "")
 
     def test_while_denoising(self, command, unchanged, small, earlier):

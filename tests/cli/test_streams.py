@@ -49,7 +49,7 @@ def test_a_reader_that_has_seen_enough(command):
 
 
 def test_a_run_goes_on_without_its_log(capfd, monkeypatch, small, tmp_path):
-    arguments = ["generate", BALL, "--out", str(tmp_path / "run"), "--config", str(small), "--steps", "7"]
+    arguments = ["generate", BALL, "--out", str(tmp_path / "run"), "--config", str(small), "--steps", "9"]
     with open(FULL, "w") as full:
         monkeypatch.setattr(sys, "stdout", full)
         assert command_line.run(arguments) == 0
