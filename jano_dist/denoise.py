@@ -259,6 +259,8 @@ class Denoiser:
                 f"{name_ranks(others)} made another token plan than the coordinator from the same "
                 "complexity map: run the same version of jano_dist and torch on every rank"
             )
+        if not model.geometry.regions:  # nobody would read them
+            return
         release(model.device)
         state.caches, state.workspace_bytes = make_caches(
             settings.kind,
