@@ -44,7 +44,15 @@ class LatteGeometry(Geometry):
     def text_tokens(self, max_sequence_length: int) -> int:
         return TEXT_TOKENS
 
-    def forward_flops(self, rows: int, tokens: int, text_tokens: int, *, kv_rows: int | None = None) -> int:
+    def forward_flops(
+        self,
+        rows: int,
+        tokens: int,
+        text_tokens: int,
+        *,
+        kv_rows: int | None = None,
+        text_rows: int | None = None,
+    ) -> int:
         d, pairs, text = self.width, self.layers // 2, self.frames * text_tokens
         ffn = 2 * (self.ffn_inputs + 1) * tokens * d * self.ffn_dim
         spatial = 2 * d * d * (6 * tokens + 2 * text) + ffn  # q, k, v, o; then q, o and the text's k, v
@@ -52,7 +60,9 @@ class LatteGeometry(Geometry):
         attention = self.attention_flops(tokens, tokens, text_tokens)
         return pairs * (spatial + temporal) + attention + self._outer_flops(tokens, text_tokens)
 
-    def attention_flops(self, rows: int, tokens: int, text_tokens: int) -> int:
+    def attention_flops(
+        self, rows: int, tokens: int, text_tokens: int, *, text_rows: int | None = None
+    ) -> int:
         places = tokens // self.frames
         return self.layers // 2 * 4 * rows * self.width * (places + self.frames + text_tokens)
 
