@@ -3,7 +3,7 @@
 import math
 from typing import NamedTuple
 
-from jano_dist.config import BLOCK_POLICIES, MeshConfig
+from jano_dist.config import BLOCK_POLICIES, Config, JanoPolicyConfig, MeshConfig
 from jano_dist.errors import UserError, count
 
 DIMS = ("cfg", "kv", "ulysses")
@@ -72,6 +72,26 @@ def check_policy(name: str, degrees: Degrees, *, block_caches: bool) -> None:
         raise UserError(
             f"policy toca chooses tokens inside the blocks, for which a rank needs all of its branch, not "
             f"{_product(degrees)}: start 1 rank, or 2 with guidance, or take another policy"
+        )
+
+
+def check_whole_steps(config: Config, degrees: Degrees) -> None:
+    """Whether a config's policy runs on this mesh with a model that knows no regions (see `Geometry`).
+
+    Raises:
+        UserError: a policy that computes some of the tokens, or a mesh that shares them.
+    """
+    policy = config.policy
+    every_step = isinstance(policy, JanoPolicyConfig) and policy.static_interval == 1
+    if policy.name not in ("full", "forecast", "uniform") and not every_step:
+        raise UserError(
+            f"this model computes all tokens of a step or none, which policy {policy.name} does not: take "
+            "full, forecast or uniform, or jano with static_interval 1 for its complexity map"
+        )
+    if degrees.kv * degrees.ulysses > 1:
+        raise UserError(
+            f"this model's ranks share its branches only, not {_product(degrees)}: start 1 rank, or 2 with "
+            "guidance"
         )
 
 

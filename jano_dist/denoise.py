@@ -20,6 +20,7 @@ from jano_dist.observe import Observer, StepRecord, merge_ranks, step_table
 from jano_dist.policies import BlockPolicy, Policy
 from jano_dist.reuse import BlockCache, Setting
 from jano_dist.runtime import release
+from jano_dist.sampling.flow import Path
 from jano_dist.sampling.guidance import guide
 from jano_dist.sampling.scheduler_state import restore_scheduler, scheduler_state
 from jano_dist.sampling.velocity import VelocityRows
@@ -46,6 +47,7 @@ class State:
     velocity: VelocityRows
     levels: Tensor  # uint8 [N], natural order
     scheduler: Any
+    path: Path  # the scheduler's
     workspace_bytes: int = 0  # of the buffers that caches share
     next_step: int = 0
     mapped: bool = False  # whether the levels are a policy's
@@ -79,6 +81,7 @@ class Denoiser:
         plan = TokenPlan.natural(int(np.prod(self.token_shape)), model.device, self._joint)
         half = split_conditions(conditions, mesh.size("cfg"))[mesh.index("cfg")]
         own = split_conditions(half, len(half["text"]))
+        scheduler = model.scheduler(sampling.steps, sampling.shift, self._latent)
         return State(
             latent=mesh.broadcast(model.noise(self._latent, seed).contiguous()),
             conditions=conditions,
@@ -89,7 +92,8 @@ class Denoiser:
                 plan.tokens, model.geometry.row_width, model.dtype, model.device, forecasts=forecasts
             ),
             levels=torch.full((plan.tokens,), ACTIVE, dtype=torch.uint8, device=model.device),
-            scheduler=model.scheduler(sampling.steps, sampling.shift, self._latent),
+            scheduler=scheduler,
+            path=Path.of(scheduler),
         )
 
     def resume(self, snapshot: Snapshot, policy: Policy) -> State:
@@ -144,10 +148,11 @@ class Denoiser:
                 self._keep(state, policy, index, snapshots, facts)
             chosen = kind is StepKind.CHOSEN
             deal = self._chosen(state.plan, policy, index) if chosen else self._deal(state.plan, kind)
-            velocity = self._velocity(state, index, timesteps[index], kind, deal)
-            stepped = state.scheduler.step(velocity, timesteps[index], state.latent[None], return_dict=False)[
-                0
-            ]
+            predicted = self._predicted(state, index, timesteps[index], kind, deal)
+            velocity = state.path.straight_velocity(predicted, state.latent[None], index)
+            stepped = state.scheduler.step(
+                predicted, timesteps[index], state.latent[None], return_dict=False
+            )[0]
             state.latent = stepped[0]
             if not bool(state.latent.isfinite().all()):
                 raise NotFinite(
@@ -214,9 +219,9 @@ class Denoiser:
     def _deal(self, plan: TokenPlan, kind: StepKind) -> Deal:
         return plan.deal(kind, self._mesh.size("sequence"), self._mesh.size("kv"))
 
-    def _velocity(self, state: State, index: int, timestep: Tensor, kind: StepKind, deal: Deal) -> Tensor:
-        """The guided velocity [1, C, T, H, W]: fresh in the deal's rows, elsewhere held or forecast."""
-        sigma = float(state.scheduler.sigmas[index])
+    def _predicted(self, state: State, index: int, timestep: Tensor, kind: StepKind, deal: Deal) -> Tensor:
+        """The guided prediction [1, C, T, H, W]: fresh in the deal's rows, elsewhere held or forecast."""
+        sigma = float(state.path.sigmas[index])
         if kind is not StepKind.SKIP:
             rows = self._compute(state, timestep, kind, deal)
             state.velocity.update(deal.rows, rows, sigma)
@@ -254,6 +259,8 @@ class Denoiser:
                 f"{name_ranks(others)} made another token plan than the coordinator from the same "
                 "complexity map: run the same version of jano_dist and torch on every rank"
             )
+        if not model.geometry.regions:  # nobody would read them
+            return
         release(model.device)
         state.caches, state.workspace_bytes = make_caches(
             settings.kind,

@@ -19,11 +19,19 @@ from torch import Tensor
 from jano_dist import observe
 from jano_dist.account import branch_flops, check_fit
 from jano_dist.config import Config, change_sampling, check_prompt, notes_on_skipping
-from jano_dist.degrees import check_policy, choose_degrees, explain_degrees
+from jano_dist.degrees import check_policy, check_whole_steps, choose_degrees, explain_degrees
 from jano_dist.denoise import Denoiser, State
 from jano_dist.errors import UserError, name_ranks
 from jano_dist.mesh import Mesh, ranks_started
-from jano_dist.models import Conditions, DiffusionModel, Geometry, load_model, model_digest, read_geometry
+from jano_dist.models import (
+    Conditions,
+    DiffusionModel,
+    Geometry,
+    cut_texts,
+    load_model,
+    model_digest,
+    read_geometry,
+)
 from jano_dist.observe import NullObserver, Observer
 from jano_dist.policies import Policy, make_policy
 from jano_dist.runtime import pick_device, ranks_per_node, release, require_gang
@@ -129,6 +137,8 @@ class Engine:
         refuse_shared_gpus(everyone, gpu_uuid(device))
         self._sampler = sampler or open_sampler(gpu_uuid(device))
         self.mesh = mesh or self._arrange(geometry, device)
+        if not geometry.regions:
+            check_whole_steps(config, self.mesh.degrees)
         check_policy(config.policy.name, self.mesh.degrees, block_caches=geometry.block_caches)
         if model is None:
             check_fit(config, self.mesh.degrees, device, local_world=ranks_per_node())
@@ -281,7 +291,7 @@ class Engine:
 
     def _encode(self, prompts: list[str]) -> Conditions:
         """What the prompts became, on every rank; the coordinator makes it."""
-        own = self._texts.embed(*prompts) if self.mesh.is_coordinator else None
+        own = cut_texts(self._texts.embed(*prompts)) if self.mesh.is_coordinator else None
         self.mesh.await_everyone()  # nodes may read their weights at different speeds, too
         return self.mesh.broadcast_named(own)
 

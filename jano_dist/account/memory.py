@@ -211,7 +211,7 @@ def memory_of(sizes: ModelSizes, config: Config, degrees: Degrees) -> Memory:
     vae = sizes.vae * _vae_element(config) * (2 if spread else 1)
     here, offloaded = _weights(sizes, config, math.prod(degrees), element)
     kept = working = 0
-    if caches_anything(config):
+    if geometry.regions and caches_anything(config):
         kept = branches * cache_bytes(geometry, tokens, degrees, cache, element)
         working = working_bytes(geometry, tokens, degrees, cache, element)
     inside = block_cache_bytes(geometry, config.policy, own_rows(tokens, degrees), branches, element)

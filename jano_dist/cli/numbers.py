@@ -6,7 +6,7 @@ The engine and the account check it all again, for programs that call them and f
 from collections.abc import Mapping
 
 from jano_dist.config import Config, ForecastPolicyConfig, JanoPolicyConfig, UniformPolicyConfig
-from jano_dist.degrees import check_policy, choose_degrees
+from jano_dist.degrees import check_policy, check_whole_steps, choose_degrees
 from jano_dist.errors import UserError, count
 from jano_dist.geometry import quick_geometry
 from jano_dist.tokens.schedule import check_middle
@@ -24,6 +24,8 @@ def check_numbers(config: Config, *, ranks: int) -> None:
         geometry.latent_shape(config.video.frames, config.video.height, config.video.width)
         guided = geometry.branches(config.sampling.guidance) == 2
         degrees = choose_degrees(config.mesh, world=ranks, heads=geometry.heads, guided=guided)
+        if not geometry.regions:
+            check_whole_steps(config, degrees)
         check_policy(config.policy.name, degrees, block_caches=geometry.block_caches)
 
 

@@ -12,6 +12,7 @@ from jano_dist.geometry.base import Geometry, Shape3
 from jano_dist.geometry.configs import Configs
 from jano_dist.geometry.joint import flux_geometry, sd3_geometry
 from jano_dist.geometry.known import KNOWN
+from jano_dist.geometry.latte import latte_geometry
 from jano_dist.geometry.wan import WanGeometry, wan_geometry
 
 __all__ = [
@@ -48,6 +49,7 @@ FAMILIES = (
     Family("wan", ("WanPipeline",), wan_geometry),
     Family("flux", ("FluxPipeline",), flux_geometry),
     Family("sd3", ("StableDiffusion3Pipeline",), sd3_geometry),
+    Family("latte", ("LattePipeline",), latte_geometry),
 )
 
 

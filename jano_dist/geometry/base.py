@@ -29,6 +29,9 @@ class Geometry(ABC):
 
     # Whether policies can keep caches inside its blocks.
     block_caches: ClassVar[bool] = False
+    # Whether some of the tokens can be computed; else a step computes all of them or none, and ranks share
+    # branches only.
+    regions: ClassVar[bool] = True
 
     channels: int
     out_channels: int

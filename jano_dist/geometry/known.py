@@ -87,6 +87,29 @@ def _sd3(**transformer: Any) -> dict[str, dict[str, Any]]:
     return {"": index, "transformer": transformer, "vae": _IMAGE_VAE, **encoders}
 
 
+_LATTE: dict[str, dict[str, Any]] = {
+    "": {
+        "_class_name": "LattePipeline",
+        "transformer": ["diffusers", "LatteTransformer3DModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+        "text_encoder": ["transformers", "T5EncoderModel"],
+    },
+    "transformer": {
+        "num_attention_heads": 16, "attention_head_dim": 72, "in_channels": 4, "out_channels": 8,
+        "num_layers": 28, "cross_attention_dim": 1152, "attention_bias": True, "sample_size": 64,
+        "patch_size": 2, "activation_fn": "gelu-approximate", "num_embeds_ada_norm": 1000,
+        "norm_type": "ada_norm_single", "norm_elementwise_affine": False, "norm_eps": 1e-6,
+        "caption_channels": 4096, "video_length": 16,
+    },
+    "vae": {
+        "block_out_channels": [128, 256, 512, 512], "layers_per_block": 2, "latent_channels": 4,
+        "down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4,
+        "sample_size": 512,
+    },
+    "text_encoder": _T5_XXL,
+}  # fmt: skip
+
+
 # Name -> part -> config; "" is model_index.json.
 KNOWN: dict[str, dict[str, dict[str, Any]]] = {
     "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": _wan(num_layers=30, num_attention_heads=12, ffn_dim=8960),
@@ -103,4 +126,5 @@ KNOWN: dict[str, dict[str, dict[str, Any]]] = {
         pos_embed_max_size=192,
         qk_norm="rms_norm",
     ),
+    "maxin-cn/Latte-1": _LATTE,
 }

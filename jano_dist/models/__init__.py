@@ -4,9 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jano_dist.models.base import Branch, Conditions, DiffusionModel, Geometry, split_conditions
+from jano_dist.models.base import Branch, Conditions, DiffusionModel, Geometry, cut_texts, split_conditions
 from jano_dist.models.folder import Parts, model_folder, read_parts, whole_folder
 from jano_dist.models.joint_pipeline import FLUX, SD3
+from jano_dist.models.latte import LATTE
 from jano_dist.models.loading import Adapter, Held, load_adapter
 from jano_dist.models.lora import Loras, check_loras, loras_digest
 from jano_dist.models.wan_pipeline import WAN
@@ -18,6 +19,7 @@ __all__ = [
     "DiffusionModel",
     "Geometry",
     "check_model",
+    "cut_texts",
     "load_model",
     "model_digest",
     "read_geometry",
@@ -25,7 +27,7 @@ __all__ = [
 ]
 
 # By the name of the family (`jano_dist.geometry.FAMILIES`).
-_ADAPTERS: dict[str, Adapter] = {"wan": WAN, "flux": FLUX, "sd3": SD3}
+_ADAPTERS: dict[str, Adapter] = {"wan": WAN, "flux": FLUX, "sd3": SD3, "latte": LATTE}
 
 
 def read_geometry(name: str) -> Geometry:

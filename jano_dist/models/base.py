@@ -47,6 +47,18 @@ def split_conditions(conditions: Conditions, parts: int) -> list[Conditions]:
     return [{name: tensors[part] for name, tensors in cut.items()} for part in range(parts)]
 
 
+TEXT_LENGTH = "text_length"  # [prompts], where the texts of a video are cut to that of its prompt
+
+
+def cut_texts(conditions: Conditions) -> Conditions:
+    """Texts as long as the first one, the prompt, where lengths are given: as diffusers cuts them."""
+    if TEXT_LENGTH not in conditions:
+        return conditions
+    length = int(conditions[TEXT_LENGTH][0])
+    others = {name: tensor for name, tensor in conditions.items() if name != TEXT_LENGTH}
+    return {**others, "text": conditions["text"][:, :length]}
+
+
 @dataclass
 class Branch:
     """One branch (cond or uncond) of one generation: its conditions and what is constant over the steps.

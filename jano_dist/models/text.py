@@ -91,5 +91,8 @@ def join_conditions(each: Sequence[Conditions]) -> Conditions:
 
 
 def to_dtype(conditions: Mapping[str, torch.Tensor], dtype: torch.dtype) -> Conditions:
-    """All in the transformer's dtype."""
-    return {name: tensor.to(dtype) for name, tensor in conditions.items()}
+    """All in the transformer's dtype; whole numbers stay so."""
+    return {
+        name: tensor.to(dtype) if tensor.is_floating_point() else tensor
+        for name, tensor in conditions.items()
+    }

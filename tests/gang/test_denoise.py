@@ -62,6 +62,8 @@ def whole(rows):
 class Euler:
     """A scheduler of straight steps."""
 
+    config = {}  # noqa: RUF012
+
     def __init__(self, steps, shift, latent):
         self.sigmas = torch.linspace(1, 0, steps + 1, device="cpu") ** shift
         self.timesteps = self.sigmas[:-1]
