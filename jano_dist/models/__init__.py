@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from jano_dist.models.base import Branch, Conditions, DiffusionModel, Geometry, cut_texts, split_conditions
-from jano_dist.models.folder import Parts, model_folder, read_parts, whole_folder
+from jano_dist.models.folder import Parts, model_folder, read_parts, whole_parts
 from jano_dist.models.joint_pipeline import FLUX, SD3
 from jano_dist.models.latte import LATTE
 from jano_dist.models.loading import Adapter, Held, load_adapter
@@ -49,7 +49,7 @@ def check_model(name: str, loras: Loras = ()) -> tuple[Path, Parts]:
         UserError: files are missing, truncated or without weights the model has, or a LoRA is not for it.
     """
     parts, _ = _checked_parts(name)
-    folder = whole_folder(name, parts)
+    folder, parts = whole_parts(name, parts)
     check_loras(loras, parts.pipeline, parts.skeletons["transformer"])
     return folder, parts
 

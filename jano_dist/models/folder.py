@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import diffusers
 import torch
 from diffusers import DiffusionPipeline
 from torch import nn
+from transformers import AutoTokenizer
 
 from jano_dist.errors import UserError
 from jano_dist.geometry import KNOWN, Family, Geometry, family_of, find_model
@@ -29,6 +30,7 @@ class Parts:
         source: the folder or hub name. index: model_index.json. family: whose pipeline it is.
         skeletons: part -> module on the `meta` device.
         from_table: whether the sizes are not the model's own files', but known by its name.
+        tokenizers: part -> tokenizer, once `whole_parts` has read them.
     """
 
     source: str
@@ -36,6 +38,7 @@ class Parts:
     family: Family
     skeletons: Mapping[str, Any]
     from_table: bool = False
+    tokenizers: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def pipeline(self) -> Any:
@@ -79,6 +82,10 @@ def _read(source: str, table: Mapping[str, Mapping[str, Any]] | None, local: boo
     with sentence(source):
         index = table[""] if table else _index(source, local)
         family = family_of(index.get("_class_name", "pipeline of no known class"), source)
+        if any(index.get("transformer_2") or ()):
+            raise UserError(
+                f"{source} has two experts (Wan2.2), of which only one would run: give a Wan2.1 model"
+            )
         with torch.device("meta"):
             skeletons = {
                 part: _skeleton(source, part, kind, table[part] if table else None, local)
@@ -117,8 +124,8 @@ def _skeleton(source: str, part: str, kind: Any, config: Mapping[str, Any] | Non
     return made
 
 
-def whole_folder(name: str, parts: Parts) -> Path:
-    """The folder of a model, after looking whether its files are whole.
+def whole_parts(name: str, parts: Parts) -> tuple[Path, Parts]:
+    """The folder of a model, after looking whether its files are whole, and its parts with tokenizers.
 
     Raises:
         UserError: files are missing, truncated or without weights the model has.
@@ -127,7 +134,10 @@ def whole_folder(name: str, parts: Parts) -> Path:
     check_folder(folder, parts.skeletons)
     for part, skeleton in parts.skeletons.items():
         check_weights(folder / part, skeleton)
-    return folder
+    names = [name for name, kind in parts.index.items() if name.startswith("tokenizer") and any(kind or ())]
+    with sentence(str(folder)):
+        tokenizers = {name: AutoTokenizer.from_pretrained(folder / name) for name in names}
+    return folder, replace(parts, tokenizers=tokenizers)
 
 
 def model_folder(name: str) -> Path:

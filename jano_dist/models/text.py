@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from diffusers.pipelines.wan.pipeline_wan import prompt_clean
-from transformers import AutoTokenizer
 
 from jano_dist.models.base import Conditions
 from jano_dist.models.folder import Parts, sentence
@@ -18,22 +17,15 @@ class TextEncoder(ABC):
     """A pipeline's text encoders: for Wan 14B they take 11 GB in bf16, so they are loaded only when needed.
 
     Args:
-        folder: of the diffusers pipeline. parts: of it.
+        folder: of the diffusers pipeline. parts: of it, with tokenizers.
         dtype: of the weights.
         max_sequence_length: text tokens a prompt is padded to.
-
-    Raises:
-        UserError: a tokenizer does not load.
     """
 
     def __init__(self, folder: Path, parts: Parts, dtype: torch.dtype, max_sequence_length: int) -> None:
         self._folder, self._dtype, self._limit = folder, dtype, max_sequence_length
         self._pipeline = parts.pipeline
-        names = [
-            name for name in parts.index if name.startswith("tokenizer") and any(parts.index[name] or ())
-        ]
-        with sentence(str(folder)):
-            self.tokenizers = {name: AutoTokenizer.from_pretrained(folder / name) for name in names}
+        self.tokenizers = parts.tokenizers
         kept = ("text_encoder", "tokenizer")
         # What the pipeline has besides text encoders and tokenizers, so that it is not loaded.
         self._others = {

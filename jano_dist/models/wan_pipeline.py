@@ -111,10 +111,6 @@ def check_wan(parts: Parts) -> None:
     Raises:
         UserError: it does not go together with the transformer's.
     """
-    if "transformer_2" in parts.skeletons:
-        raise UserError(
-            f"{parts.source} has two experts (Wan2.2), of which only one would run: give a Wan2.1 model"
-        )
     transformer, vae = (parts.skeletons[part].config for part in ("transformer", "vae"))
     with sentence(parts.source):
         sizes = {"z_dim": vae.z_dim} | {name: len(vae[name]) for name in ("latents_mean", "latents_std")}
