@@ -114,7 +114,7 @@ def main() -> None:
         elif place in _PLACES:
             _breaking(*_PLACES[place], how)
         else:
-            _breaking(Denoiser, "_velocity", how, _strikes_at(place))
+            _breaking(Denoiser, "_predicted", how, _strikes_at(place))
     cli.main()
 
 

@@ -113,7 +113,7 @@ class TestBadInput:
         from jano_dist import cli
         from jano_dist.denoise import Denoiser
 
-        out, whole = tmp_path_factory.mktemp("unfinished") / "run", Denoiser._velocity
+        out, whole = tmp_path_factory.mktemp("unfinished") / "run", Denoiser._predicted
 
         def interrupted(self, state, index, *rest):
             if index == 9:
@@ -121,7 +121,7 @@ class TestBadInput:
             return whole(self, state, index, *rest)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Denoiser, "_velocity", interrupted)
+            patch.setattr(Denoiser, "_predicted", interrupted)
             call = ["generate", "a red ball", "--config", str(small), "--out", str(out)]
             assert cli.run([*call, "--set", "snapshot.seconds=0"]) == 130
         return out
