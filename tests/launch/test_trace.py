@@ -70,8 +70,7 @@ def check_collectives(rows):
                     "collect": 2 * mapped,
                 }
             )
-        # Whether there is a snapshot, and once all are there text (its layout in two, and itself) and noise: the
-        # coordinator's.
+        # Whether there is a snapshot; once all are there the text, its layout in two before it, and noise.
         encode = [event["name"] for event in row["collective"] if inside(event, row["phase"][1])]
         assert encode == ["broadcast", "await everyone", *["broadcast"] * 4]
         assert "await everyone" in [e["name"] for e in row["collective"] if inside(e, row["phase"][3])]
