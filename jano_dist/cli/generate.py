@@ -50,7 +50,9 @@ def generate(
         Path | None,
         typer.Option(parser=given_path, metavar="FOLDER", help="For video or image, pictures and run.json."),
     ] = None,
-    config: Annotated[str | None, typer.Option(help=f"{CONFIG_HELP} Without one: {DEFAULT_CONFIG}.")] = None,
+    config: Annotated[
+        str | None, typer.Option(help=f"{CONFIG_HELP} Without one: that of the model, or {DEFAULT_CONFIG}.")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Model name, diffusers folder or hub name.")] = None,
     lora: LoraOption = None,
     policy: PolicyOption = None,

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from jano_dist.config import POLICIES, Config, config_names, load_config
+from jano_dist.config import POLICIES, Config, config_names, load_config, parse_overrides
+from jano_dist.geometry import usual_config
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def read_config(
     pairs: Sequence[str] | None,
     named: Mapping[str, Any],
 ) -> Config:
-    """The config `name` (None: the default one) with what the command line changes in it.
+    """The config `name` with what the command line changes in it; None: the model's, or the default.
 
     Args:
         pairs: `key=value`, as given to --set.
@@ -94,7 +95,9 @@ def read_config(
     Raises:
         UserError: see `load_config`.
     """
-    name = DEFAULT_CONFIG if name is None else name
+    if name is None:
+        model = parse_overrides(config_overrides(pairs, named)).get("model.name")
+        name = (isinstance(model, str) and model and usual_config(model)) or DEFAULT_CONFIG
     return load_config(name, preset=preset, policy=policy, overrides=config_overrides(pairs, named))
 
 

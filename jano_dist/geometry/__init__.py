@@ -26,6 +26,7 @@ __all__ = [
     "family_of",
     "find_model",
     "quick_geometry",
+    "usual_config",
 ]
 
 _ASSETS = Path(__file__).parents[1] / "assets"
@@ -79,19 +80,38 @@ def quick_geometry(name: str) -> Geometry | None:
     """
     source = find_model(name)
     try:
-        if name in KNOWN and not Path(source).is_dir():
-            configs: Configs = KNOWN[name]
-        else:
-            files = {
-                "": "model_index.json",
-                "transformer": "transformer/config.json",
-                "vae": "vae/config.json",
-            }
-            texts = {part: Path(source, file).read_text(encoding="utf-8") for part, file in files.items()}
-            configs = {part: json.loads(text) for part, text in texts.items()}
+        configs = _configs(name, source)
         return family_of(configs[""]["_class_name"], source).geometry(configs)
     except (OSError, ValueError, TypeError, KeyError, UserError):
         return None  # what is wrong with a model is said by whoever loads it
+
+
+def usual_config(name: str) -> str | None:
+    """The shipped config for a model that is on this machine or well known; None where there is none.
+
+    Raises:
+        UserError: neither a folder nor a hub name.
+    """
+    geometry, source = quick_geometry(name), find_model(name)
+    if geometry is None:
+        return None
+    match family_of(_configs(name, source)[""]["_class_name"], source).name:
+        case "flux":
+            return "flux.1-dev-1024" if geometry.guidance == "embedded" else "flux.1-schnell-1024"
+        case "sd3":
+            return "sd3-1024"
+        case "latte":
+            return "latte-512"
+    return {30: "wan2.1-1.3b-480p", 40: "wan2.1-14b-480p"}.get(geometry.layers)
+
+
+def _configs(name: str, source: str) -> Configs:
+    """The config files that sizes need, of a folder or a known name."""
+    if name in KNOWN and not Path(source).is_dir():
+        return KNOWN[name]
+    files = {"": "model_index.json", "transformer": "transformer/config.json", "vae": "vae/config.json"}
+    texts = {part: Path(source, file).read_text(encoding="utf-8") for part, file in files.items()}
+    return {part: json.loads(text) for part, text in texts.items()}
 
 
 def find_model(name: str) -> str:

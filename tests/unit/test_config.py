@@ -8,7 +8,7 @@ import yaml
 from pydantic import ValidationError
 
 from jano_dist import UserError, load_config
-from jano_dist.config import FullPolicyConfig, JanoPolicyConfig, config_names
+from jano_dist.config import FullPolicyConfig, JanoPolicyConfig, config_names, preset_names
 from jano_dist.geometry import quick_geometry
 
 FILE = """\
@@ -177,13 +177,20 @@ class TestShipped:
     def test_names(self):
         assert "wan-tiny" in config_names()
 
-    @pytest.mark.parametrize("name", config_names())
-    @pytest.mark.parametrize("preset", [None, "conservative", "balanced", "fast"])
+    def test_presets(self):
+        one = {"sd3-1024": ["balanced"], "flux.1-schnell-1024": []}
+        for name in config_names():
+            assert preset_names(name) == one.get(name, ["conservative", "balanced", "fast"])
+
+    @pytest.mark.parametrize(
+        ("name", "preset"), [(name, preset) for name in config_names() for preset in preset_names(name)]
+    )
     def test_loads_with_every_preset(self, name, preset):
         config = load_config(name, preset=preset)
-        assert config.preset == (preset or config.preset)
+        assert config.preset == preset
+        assert load_config(name).preset == "balanced"
         assert config.policy.name == "jano"
-        assert 0 < config.policy.static_threshold < config.policy.moderate_threshold < 1
+        assert 0 < config.policy.static_threshold <= config.policy.moderate_threshold < 1
         assert config.policy.moderate_interval <= config.policy.static_interval
         assert config.policy.warmup + config.policy.cooldown < config.sampling.steps
         geometry, video = quick_geometry(config.model.name), config.video
