@@ -34,7 +34,12 @@ SETTINGS = {
 KINDS = ["full", "full", "full", "refresh", "active", "moderate", "active", "full"]
 # World -> (cfg, kv, ulysses), cache, weights; six heads.
 CASES = {
-    2: [((1, 1, 2), "kv", "replicated"), ((1, 2, 1), "hidden", "fsdp"), ((2, 1, 1), "kv", "group_offload")],
+    2: [
+        ((1, 1, 2), "kv", "replicated"),
+        ((1, 2, 1), "hidden", "fsdp"),
+        ((1, 2, 1), "kv in host memory", "group_offload"),
+        ((2, 1, 1), "kv", "group_offload"),
+    ],
     3: [((1, 1, 3), "hidden", "replicated"), ((1, 3, 1), "kv", "replicated")],
     4: [((1, 2, 2), "kv", "replicated"), ((2, 1, 2), "hidden", "replicated"), ((2, 2, 1), "kv", "fsdp")],
     5: [((1, 5, 1), "kv", "replicated")],
@@ -42,7 +47,10 @@ CASES = {
 
 
 def config(folder, cache="kv", weights="replicated"):
-    own = {"model.name": str(folder), "cache.kind": cache, "model.weights": weights}
+    kind, *elsewhere = cache.split(" in ")
+    own = {"model.name": str(folder), "cache.kind": kind, "model.weights": weights}
+    if elsewhere:
+        own["cache.device"] = "cpu"
     return load_config("wan-tiny", policy="jano", overrides=SETTINGS | own)
 
 
