@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -126,6 +127,7 @@ class Engine:
             require_gang()
         video = config.video
         self.latent_shape: Shape3 = geometry.latent_shape(video.frames, video.height, video.width)
+        geometry.check_image(config.sampling.image)
         self._policy(geometry)  # says what does not fit before minutes of loading
         device = model.device if model else pick_device(config.runtime)
         # Before the mesh: ranks of different configs might wait for each other in forming it.
@@ -253,7 +255,7 @@ class Engine:
         seconds, self._load_seconds = {"load": self._load_seconds}, 0.0  # of the first video
         observe.reset_peak(self.model.device)
         config = self.config.model_copy(update={"sampling": sampling})
-        facts = {"prompt": prompt, "files": self._files.hex(), "config": config.model_dump(mode="json")}
+        facts = {"prompt": prompt, "files": self._digests(), "config": config.model_dump(mode="json")}
         policy = self._policy(self.model.geometry)
         with torch.inference_mode(), self._sampler.measure() as usage:
             with self._phase("encode", seconds, observer):
@@ -280,6 +282,12 @@ class Engine:
         # The clone is an ordinary tensor; the one of inference mode could not be used in autograd.
         return Generation(frames, state.latent.clone(), record, levels.cpu().numpy())
 
+    def _digests(self) -> str:
+        """Of all files that a video is made of; of the picture none where it is not on this rank's machine."""
+        image = Path(self.config.sampling.image or "")
+        picture = hashlib.sha256(image.read_bytes()).digest() if image.is_file() else b""
+        return (self._files + picture).hex()
+
     def _begin(
         self, prompts: list[str], seed: int, policy: Policy, snapshots: Snapshots, facts: Mapping[str, Any]
     ) -> State:
@@ -290,8 +298,11 @@ class Engine:
         return self._denoiser.begin(self._encode(prompts), seed, forecasts=policy.forecasts)
 
     def _encode(self, prompts: list[str]) -> Conditions:
-        """What the prompts became, on every rank; the coordinator makes it."""
-        own = cut_texts(self._texts.embed(*prompts)) if self.mesh.is_coordinator else None
+        """What the prompts and the picture became, on every rank; the coordinator makes it."""
+        own, image = None, self.config.sampling.image
+        if self.mesh.is_coordinator:
+            own = cut_texts(self._texts.embed(*prompts))
+            own |= self.model.look(image, self.latent_shape) if image else {}
         self.mesh.await_everyone()  # nodes may read their weights at different speeds, too
         return self.mesh.broadcast_named(own)
 

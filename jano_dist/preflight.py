@@ -24,6 +24,7 @@ def preflight(config: Config, *, world: int, local_world: int | None) -> str:
     """
     name, video = config.model.name, config.video
     geometry = read_geometry(name)
+    geometry.check_image(config.sampling.image)
     latent = geometry.latent_shape(video.frames, video.height, video.width)
     try:
         make_policy(

@@ -31,6 +31,7 @@ from jano_dist.cli.options import (
     read_config,
     typed,
 )
+from jano_dist.cli.picture import sized_by_image
 from jano_dist.cli.ranks import Launch, check_ranks, launch
 from jano_dist.cli.resume import resumable, unfinished_run
 from jano_dist.config import Config, check_prompt
@@ -59,6 +60,9 @@ def generate(
     preset: PresetOption = None,
     set_: SetOption = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the noise.")] = None,
+    image: Annotated[
+        str | None, typer.Option(metavar="FILE", help="What the video begins with (image-to-video).")
+    ] = None,
     frames: Annotated[int | None, typer.Option(help="Frames, 4n+1.")] = None,
     height: Annotated[int | None, typer.Option(help="Pixels.")] = None,
     width: Annotated[int | None, typer.Option(help="Pixels.")] = None,
@@ -120,6 +124,8 @@ def _asked_for(params: dict[str, Any]) -> tuple[str, Path, Config]:
         missing = "argument 'prompt'" if prompt is None else "option '--out'"
         raise UserError(f"Missing {missing} (see `jano-dist generate --help`)")
     check_prompt(prompt)
+    if not params["resume"]:
+        settings = sized_by_image(settings, asked={params["height"], params["width"]} != {None})
     return prompt, out, settings
 
 

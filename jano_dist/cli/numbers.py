@@ -21,6 +21,7 @@ def check_numbers(config: Config, *, ranks: int) -> None:
     _check_steps(config)
     geometry = quick_geometry(config.model.name)
     if geometry:
+        geometry.check_image(config.sampling.image)
         geometry.latent_shape(config.video.frames, config.video.height, config.video.width)
         guided = geometry.branches(config.sampling.guidance) == 2
         degrees = choose_degrees(config.mesh, world=ranks, heads=geometry.heads, guided=guided)

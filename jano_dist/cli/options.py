@@ -26,6 +26,7 @@ _KEYS = {
     "model": "model.name",
     "lora": "model.lora",
     "seed": "sampling.seed",
+    "image": "sampling.image",
     "frames": "video.frames",
     "height": "video.height",
     "width": "video.width",

@@ -58,6 +58,7 @@ class SamplingConfig(Frozen):
     negative_prompt: Text = ""
     shift: Float | None = Field(None, gt=0, description="flow shift; null keeps the model's own")
     seed: Int = Field(0, ge=0, lt=2**63)
+    image: Text | None = Field(None, description="the file of the picture that a video begins with")
 
 
 class MeshConfig(Frozen):

@@ -48,6 +48,7 @@ class Family:
 
 FAMILIES = (
     Family("wan", ("WanPipeline",), wan_geometry),
+    Family("wan-i2v", ("WanImageToVideoPipeline",), wan_geometry),
     Family("flux", ("FluxPipeline",), flux_geometry),
     Family("sd3", ("StableDiffusion3Pipeline",), sd3_geometry),
     Family("latte", ("LattePipeline",), latte_geometry),
@@ -102,6 +103,8 @@ def usual_config(name: str) -> str | None:
             return "sd3-1024"
         case "latte":
             return "latte-512"
+        case "wan-i2v":
+            return "wan2.1-i2v-14b-480p"
     return {30: "wan2.1-1.3b-480p", 40: "wan2.1-14b-480p"}.get(geometry.layers)
 
 
@@ -110,6 +113,8 @@ def _configs(name: str, source: str) -> Configs:
     if name in KNOWN and not Path(source).is_dir():
         return KNOWN[name]
     files = {"": "model_index.json", "transformer": "transformer/config.json", "vae": "vae/config.json"}
+    if Path(source, "image_encoder", "config.json").is_file():
+        files["image_encoder"] = "image_encoder/config.json"
     texts = {part: Path(source, file).read_text(encoding="utf-8") for part, file in files.items()}
     return {part: json.loads(text) for part, text in texts.items()}
 

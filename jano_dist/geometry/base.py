@@ -25,6 +25,8 @@ class Geometry(ABC):
         experts: transformers that take turns by noise level.
         images: whether it makes images: one frame.
         needs_image: whether a video begins with a picture that is given.
+        condition_channels: that are joined to the latent's. image_tokens: of the picture, extra keys of
+            cross-attention, each `image_dim` wide.
     """
 
     # Whether policies can keep caches inside its blocks.
@@ -48,6 +50,9 @@ class Geometry(ABC):
     experts: int = 1
     images: bool = False
     needs_image: bool = False
+    condition_channels: int = 0
+    image_tokens: int = 0
+    image_dim: int = 0
 
     @property
     def width(self) -> int:
@@ -88,6 +93,20 @@ class Geometry(ABC):
                     f"{self.patch[axis]}), not {size}: use --{name} {below} or --{name} {below + edge}"
                 )
         return (frames - 1) // stride_t + 1, height // self.vae_stride[1], width // self.vae_stride[2]
+
+    def check_image(self, image: str | None) -> None:
+        """Make sure that there is a picture where one is needed, and only there.
+
+        Raises:
+            UserError: it is not so.
+        """
+        if self.needs_image and not image:
+            raise UserError("this model makes videos of an image: give one with --image FILE")
+        if image and not self.needs_image:
+            raise UserError(
+                f"this model makes videos of text alone: leave --image {image} out, or give an "
+                "image-to-video model"
+            )
 
     def text_tokens(self, max_sequence_length: int) -> int:
         """L, text tokens of a prompt."""

@@ -9,7 +9,11 @@ from jano_dist.geometry.base import Geometry
 # Part of a pipeline -> what its config file says; "" is model_index.json.
 Configs = Mapping[str, Mapping[str, Any]]
 
-_WORDS = ("joint", "guidance", "images", "needs_image")  # fields that are no sizes
+# Fields that are no sizes, or may be 0.
+_WORDS = (
+    *("joint", "guidance", "images", "needs_image"),
+    *("condition_channels", "image_tokens", "image_dim"),
+)
 
 
 def check_sizes(geometry: Geometry) -> Geometry:

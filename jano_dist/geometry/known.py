@@ -110,10 +110,31 @@ _LATTE: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+_WAN_I2V: dict[str, dict[str, Any]] = {
+    "": {
+        "_class_name": "WanImageToVideoPipeline",
+        "transformer": ["diffusers", "WanTransformer3DModel"],
+        "vae": ["diffusers", "AutoencoderKLWan"],
+        "text_encoder": ["transformers", "UMT5EncoderModel"],
+        "image_encoder": ["transformers", "CLIPVisionModel"],
+    },
+    "transformer": {
+        "num_layers": 40, "num_attention_heads": 40, "ffn_dim": 13824, "in_channels": 36, "image_dim": 1280,
+        "added_kv_proj_dim": 5120,
+    },
+    "vae": {},
+    "text_encoder": _UMT5_XXL,
+    "image_encoder": {
+        "hidden_size": 1280, "intermediate_size": 5120, "num_attention_heads": 16, "num_hidden_layers": 32,
+        "image_size": 224, "patch_size": 14, "projection_dim": 1024,
+    },
+}  # fmt: skip
+
 # Name -> part -> config; "" is model_index.json.
 KNOWN: dict[str, dict[str, dict[str, Any]]] = {
     "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": _wan(num_layers=30, num_attention_heads=12, ffn_dim=8960),
     "Wan-AI/Wan2.1-T2V-14B-Diffusers": _wan(num_layers=40, num_attention_heads=40, ffn_dim=13824),
+    "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers": _WAN_I2V,
     "black-forest-labs/FLUX.1-dev": _flux(guidance_embeds=True),
     "black-forest-labs/FLUX.1-schnell": _flux(guidance_embeds=False),
     "stabilityai/stable-diffusion-3-medium-diffusers": _sd3(

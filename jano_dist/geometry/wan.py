@@ -12,6 +12,7 @@ TRANSFORMER: dict[str, Any] = {
     "num_attention_heads": 40, "attention_head_dim": 128, "ffn_dim": 13824, "text_dim": 4096, "freq_dim": 256,
 }  # fmt: skip
 VAE: dict[str, Any] = {"scale_factor_temporal": 4, "scale_factor_spatial": 8}
+CLIP: dict[str, Any] = {"image_size": 224, "patch_size": 32}  # transformers' CLIPVisionConfig
 
 
 class WanGeometry(Geometry):
@@ -41,13 +42,13 @@ class WanGeometry(Geometry):
     def attention_flops(
         self, rows: int, tokens: int, text_tokens: int, *, text_rows: int | None = None
     ) -> int:
-        return self.layers * 4 * rows * self.width * (tokens + text_tokens)
+        return self.layers * 4 * rows * self.width * (tokens + text_tokens + self.image_tokens)
 
     def reused_flops(self, blocks: Mapping[str, int], tokens: int, text_tokens: int) -> int:
         d = self.width
         row = {
             "attn1": 8 * d * d + 4 * d * tokens,
-            "attn2": 4 * d * d + 4 * d * text_tokens,
+            "attn2": 4 * d * d + 4 * d * (text_tokens + self.image_tokens),
             "ffn": 4 * d * self.ffn_dim,
             "scores": 2 * d * text_tokens,
         }
@@ -56,14 +57,16 @@ class WanGeometry(Geometry):
     def _outer_flops(self, rows: int, tokens: int) -> int:
         """Outside of the blocks."""
         d = self.width
-        embed = 2 * tokens * d * self.channels * self.patch_positions  # the patch embedding is never cut
+        inside = (self.channels + self.condition_channels) * self.patch_positions
+        embed = 2 * tokens * d * inside  # the patch embedding is never cut
         time = 2 * (self.time_dim * d + d * d + 6 * d * d)
         return embed + time + 2 * rows * d * self.row_width
 
     def text_flops(self, text_tokens: int) -> int:
-        """Text projections and cross-attention K/V."""
-        d = self.width
-        return 2 * text_tokens * (self.text_dim * d + d * d + self.layers * 2 * d * d)
+        """Text and image projections and cross-attention K/V."""
+        d, kept = self.width, self.layers * 2 * self.width**2
+        text = text_tokens * (self.text_dim * d + d * d + kept)
+        return 2 * (text + self.image_tokens * (self.image_dim**2 + self.image_dim * d + kept))
 
 
 def wan_geometry(configs: Configs) -> Geometry:
@@ -73,10 +76,12 @@ def wan_geometry(configs: Configs) -> Geometry:
         ValueError: a size that is none.
     """
     transformer, vae = {**TRANSFORMER, **configs["transformer"]}, {**VAE, **configs["vae"]}
+    given, made = transformer["in_channels"], transformer["out_channels"] or transformer["in_channels"]
+    of_image = _of_image(configs, given - made)
     return check_sizes(
         WanGeometry(
-            channels=transformer["in_channels"],
-            out_channels=transformer["out_channels"],
+            channels=made if of_image else given,
+            out_channels=made,
             vae_stride=(
                 vae["scale_factor_temporal"],
                 vae["scale_factor_spatial"],
@@ -89,5 +94,18 @@ def wan_geometry(configs: Configs) -> Geometry:
             ffn_dim=transformer["ffn_dim"],
             text_dim=transformer["text_dim"],
             time_dim=transformer["freq_dim"],
+            **of_image,
         )
     )
+
+
+def _of_image(configs: Configs, condition_channels: int) -> dict[str, Any]:
+    """What an image-to-video model takes of the picture; the image encoder is CLIP where there is one."""
+    if configs[""].get("_class_name") != "WanImageToVideoPipeline":
+        return {}
+    found = {"needs_image": True, "condition_channels": condition_channels}
+    width = configs["transformer"].get("image_dim")
+    if width:
+        clip = {**CLIP, **configs.get("image_encoder", {})}
+        found |= {"image_dim": width, "image_tokens": (clip["image_size"] // clip["patch_size"]) ** 2 + 1}
+    return found

@@ -10,6 +10,7 @@ from jano_dist.models.joint_pipeline import FLUX, SD3
 from jano_dist.models.latte import LATTE
 from jano_dist.models.loading import Adapter, Held, load_adapter
 from jano_dist.models.lora import Loras, check_loras, loras_digest
+from jano_dist.models.wan_i2v import WAN_I2V
 from jano_dist.models.wan_pipeline import WAN
 from jano_dist.models.weights import folder_digest
 
@@ -27,7 +28,7 @@ __all__ = [
 ]
 
 # By the name of the family (`jano_dist.geometry.FAMILIES`).
-_ADAPTERS: dict[str, Adapter] = {"wan": WAN, "flux": FLUX, "sd3": SD3, "latte": LATTE}
+_ADAPTERS: dict[str, Adapter] = {"wan": WAN, "wan-i2v": WAN_I2V, "flux": FLUX, "sd3": SD3, "latte": LATTE}
 
 
 def read_geometry(name: str) -> Geometry:

@@ -66,12 +66,13 @@ class Branch:
     Attributes:
         conditions: of one prompt, each [1, ...].
         guidance: where it is an input of the model (`Geometry.guidance`).
-        layers: of cross-attention; empty in a model that has none.
+        layers: of cross-attention; empty in a model that has none. pictures: the same for a picture's keys.
     """
 
     conditions: Conditions
     guidance: float = 1.0
     layers: list[TextKV] = field(default_factory=list)
+    pictures: list[TextKV] = field(default_factory=list)
 
     @property
     def text(self) -> Tensor:
@@ -81,8 +82,17 @@ class Branch:
     @property
     def text_input(self) -> Tensor:
         """What the transformer is given as text: nothing once every layer keeps its keys and values."""
-        done = bool(self.layers) and all(layer.kept is not None for layer in self.layers)
-        return self.text[:, :0] if done else self.text
+        return self.text[:, :0] if self._done else self.text
+
+    @property
+    def image_input(self) -> Tensor | None:
+        """The same for a picture's states [1, K, image_dim]; None where there are none."""
+        image = self.conditions.get("image")
+        return image[:, :0] if image is not None and self._done else image
+
+    @property
+    def _done(self) -> bool:
+        return bool(self.layers) and all(layer.kept is not None for layer in (*self.layers, *self.pictures))
 
 
 class DiffusionModel(Protocol):
@@ -98,6 +108,13 @@ class DiffusionModel(Protocol):
     def encode(self, prompts: Sequence[str]) -> Conditions:
         """What prompts become, each as if it were the only one; the text encoders are in memory only
         meanwhile."""
+
+    def look(self, image: str, latent: Shape3) -> Conditions:
+        """What a picture becomes, each [1, ...], in a model that needs one.
+
+        Raises:
+            UserError: it cannot be read, or is too small.
+        """
 
     def branch(self, conditions: Conditions, guidance: float = 1.0) -> Branch:
         """A branch for the conditions of one prompt."""

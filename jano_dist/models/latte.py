@@ -53,6 +53,10 @@ class LatteModel:
     def encode(self, prompts: Sequence[str]) -> Conditions:
         return to_dtype(self._text.encode(prompts, self.device), self.dtype)
 
+    def look(self, image: str, latent: Shape3) -> Conditions:
+        self.geometry.check_image(image)  # refuses it
+        return {}
+
     def branch(self, conditions: Conditions, guidance: float = 1.0) -> Branch:
         return Branch(conditions)
 

@@ -59,6 +59,10 @@ class Adapter:
     model: Callable[[Any, TextEncoder, Parts, Held], DiffusionModel]
 
 
+# Parts that are loaded only while something is encoded.
+_ENCODERS = ("text_encoder", "tokenizer", "image_encoder", "image_processor")
+
+
 def load_pipeline(folder: Path, parts: Parts, held: Held) -> Any:
     """Diffusers' pipeline without its text encoders; the transformer's weights where they are to lie.
 
@@ -75,7 +79,7 @@ def load_pipeline(folder: Path, parts: Parts, held: Held) -> Any:
 
     mesh = held.mesh or Mesh.single(held.device)
     placed = place(read, skeleton, weights=held.weights, mesh=mesh, device=held.device)
-    texts = {name: None for name in parts.index if name.startswith(("text_encoder", "tokenizer"))}
+    texts = {name: None for name in parts.index if name.startswith(_ENCODERS)}
     with sentence(str(folder)):
         return parts.pipeline.from_pretrained(
             folder, transformer=placed, dtype={"vae": getattr(torch, held.vae_dtype)}, **texts

@@ -69,6 +69,8 @@ class CrossAttention:
     """Processor of `attn2`: the text's keys and values are constant over a generation and kept."""
 
     text: TextKV
+    picture: TextKV | None = None
+    pictured: int = 0  # keys of the picture, which come before the text's
     heard: Callable[[Tensor, Tensor], None] | None = None  # is told the queries and keys
 
     def __call__(
@@ -81,15 +83,25 @@ class CrossAttention:
     ) -> Tensor:
         """[1, n, H*D] attends to the text [1, L, H*D] -> [1, n, H*D]. Writes to `self.text`."""
 
+        text = encoder_hidden_states[0, self.pictured :]
+
         def project() -> tuple[Tensor, Tensor]:
-            text = encoder_hidden_states[0]
             return _heads(attn.norm_k(attn.to_k(text)), attn.heads), _heads(attn.to_v(text), attn.heads)
 
         q_nhd = _heads(attn.norm_q(attn.to_q(hidden_states[0])), attn.heads)
         k_nhd, v_nhd = self.text.get(project)
         if self.heard is not None:
             self.heard(q_nhd, k_nhd)
-        return _output(attn, attention(q_nhd, k_nhd, v_nhd))
+        out = attention(q_nhd, k_nhd, v_nhd)
+        if self.picture is not None:
+            kept = self.picture.get(lambda: self._of_picture(attn, encoder_hidden_states))
+            out = out + attention(q_nhd, *kept)
+        return _output(attn, out)
+
+    def _of_picture(self, attn: Any, states: Tensor) -> tuple[Tensor, Tensor]:
+        image = states[0, : self.pictured]
+        k_nhd = _heads(attn.norm_added_k(attn.add_k_proj(image)), attn.heads)
+        return k_nhd, _heads(attn.add_v_proj(image), attn.heads)
 
 
 class WanTransformer:
@@ -131,8 +143,9 @@ class WanTransformer:
 
     def branch(self, conditions: Conditions) -> Branch:
         """A branch for the conditions of one prompt: text embeddings [1, L, text_dim]."""
-        text = {"text": conditions["text"].to(self.dtype)}
-        return Branch(text, layers=[TextKV() for _ in self.module.blocks])
+        own = {name: each.to(self.dtype) for name, each in conditions.items()}
+        pictures = [TextKV() for _ in self.module.blocks] if "image" in own else []
+        return Branch(own, layers=[TextKV() for _ in self.module.blocks], pictures=pictures)
 
     def forward(
         self,
@@ -150,18 +163,23 @@ class WanTransformer:
         for size, edge in zip(latent.shape[1:], patch, strict=True):
             tokens *= size // edge
         self._call = _Call(rows, tokens, latent.new_empty(0), latent.new_empty(0))
-        self._bind(cache, branch.layers, attend)
+        self._bind(cache, branch, attend)
+        given = latent.unsqueeze(0).to(self.dtype)
+        if "latent" in branch.conditions:
+            given = torch.cat((given, branch.conditions["latent"]), dim=1)
         try:
             self.module(
-                hidden_states=latent.unsqueeze(0).to(self.dtype),
+                hidden_states=given,
                 timestep=timestep.expand(1),
                 encoder_hidden_states=branch.text_input,
+                encoder_hidden_states_image=branch.image_input,
                 return_dict=False,
             )
             return self._call.output
         finally:  # the module outlives the generation, so it must not hold on to its caches
             del self._call
-            self._bind(NoCache(len(branch.layers)), [TextKV() for _ in branch.layers], attend_locally)
+            idle = Branch({}, layers=[TextKV() for _ in branch.layers])
+            self._bind(NoCache(len(branch.layers)), idle, attend_locally)
 
     def unpatchify(self, rows: Tensor, latent: Shape3) -> Tensor:
         """See `DiffusionModel.unpatchify`; a Wan row holds (pt, ph, pw, C)."""
@@ -170,13 +188,16 @@ class WanTransformer:
         boxes = rows.reshape(t // pt, h // ph, w // pw, pt, ph, pw, -1)
         return boxes.permute(6, 0, 3, 1, 4, 2, 5).reshape(-1, t, h, w)
 
-    def _bind(self, cache: Cache, text: list[TextKV], attend: Attend) -> None:
+    def _bind(self, cache: Cache, branch: Branch, attend: Attend) -> None:
         for own, kv in zip(self._self_attention, cache.layers, strict=True):
             own.kv, own.attend = kv, attend
         self._reuse = cache if isinstance(cache, BlockCache) else None
         listener = self._reuse if self._reuse is not None and self._reuse.listens else None
-        for index, (cross, layer) in enumerate(zip(self._cross_attention, text, strict=True)):
+        image = branch.image_input if branch.pictures else None
+        for index, (cross, layer) in enumerate(zip(self._cross_attention, branch.layers, strict=True)):
             cross.text = layer
+            cross.picture = branch.pictures[index] if branch.pictures else None
+            cross.pictured = 0 if image is None else image.shape[1]
             cross.heard = partial(listener.attended, index) if listener else None
 
     def _through_block(self, layer: int, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import WanPipeline
+from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from jano_dist.errors import UserError
@@ -48,22 +49,17 @@ class WanModel:
     def encode(self, prompts: Sequence[str]) -> Conditions:
         return to_dtype(self._text.encode(prompts, self.device), self.dtype)
 
+    def look(self, image: str, latent: Shape3) -> Conditions:
+        self.geometry.check_image(image)  # refuses it
+        return {}
+
     def branch(self, conditions: Conditions, guidance: float = 1.0) -> Branch:
         return self._transformer.branch(conditions)
 
     def noise(self, latent: Shape3, seed: int) -> Tensor:
-        frames, height, width = self._pixels(latent)
-        noise: Tensor = self._pipeline.prepare_latents(
-            1,
-            self.geometry.channels,
-            height,
-            width,
-            frames,
-            torch.float32,
-            self.device,
-            torch.Generator("cpu").manual_seed(seed),
-        )
-        return noise[0]
+        shape, generator = (1, self.geometry.channels, *latent), torch.Generator("cpu").manual_seed(seed)
+        drawn: Tensor = randn_tensor(shape, generator=generator, device=self.device, dtype=torch.float32)
+        return drawn[0]
 
     def scheduler(self, steps: int, shift: float | None, latent: Shape3) -> Any:
         old = self._pipeline.scheduler
@@ -115,10 +111,10 @@ def check_wan(parts: Parts) -> None:
     with sentence(parts.source):
         sizes = {"z_dim": vae.z_dim} | {name: len(vae[name]) for name in ("latents_mean", "latents_std")}
         for name, size in sizes.items():
-            if size != transformer.in_channels:
+            if size != transformer.out_channels:
                 raise UserError(
                     f"{Path(parts.source, 'vae', 'config.json')}: {name} is for {size} channels, but the "
-                    f"transformer's latent has {transformer.in_channels}: fetch the model again, whole"
+                    f"transformer's latent has {transformer.out_channels}: fetch the model again, whole"
                 )
         torch.tensor([vae.latents_mean, vae.latents_std], device="cpu")  # raises where one is no number
 

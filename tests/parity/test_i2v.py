@@ -1,0 +1,172 @@
+"""Image-to-video, and Wan2.2 of one expert, against diffusers' own pipelines on small random weights."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from jano_dist import Engine, UserError, load_config
+from jano_dist.cache import KVCache, NoCache
+from jano_dist.geometry import quick_geometry
+from jano_dist.models.sizes import read_sizes
+from jano_dist.tokens.plan import TokenPlan
+from jano_dist.tokens.schedule import StepKind
+from tests.parity.video_pipelines import TEXT_TOKENS, i2v_pipeline, picture, read_back, ti2v_pipeline
+
+SMALL = {
+    "model.max_sequence_length": TEXT_TOKENS,
+    "model.vae_dtype": "float32",
+    "video.frames": 5,
+    "sampling.steps": 8,
+    "sampling.guidance": 4.0,
+    "policy.block": [1, 2, 2],
+    "policy.warmup": 3,
+    "policy.cooldown": 1,
+}
+CASES = [
+    ("a red ball", 0, (32, 48), 4.0),
+    ("a box", 1, (48, 32), 1.0),
+    ("a blue box stays still", 2, (32, 32), 4.0),
+]
+
+
+class Kind:
+    def __init__(self, folder, pipeline):
+        self.folder, self.theirs, self.model = folder, read_back(pipeline, folder), None
+
+    def engine(self, image, policy="full", size=(32, 48), guidance=4.0, overrides=None):
+        own = {"model.name": str(self.folder), "video.height": size[0], "video.width": size[1]}
+        own |= {"sampling.image": image and str(image), "sampling.guidance": guidance}
+        settings = {k: v for k, v in SMALL.items() if policy == "jano" or not k.startswith("policy.")}
+        config = load_config("wan-tiny", policy=policy, overrides={**settings, **own, **(overrides or {})})
+        made = Engine(config, model=self.model)
+        self.model = made.model
+        return made
+
+    def reference(self, prompt, seed, size, guidance, output="latent", **image):
+        return self.theirs(
+            prompt=prompt,
+            negative_prompt="",
+            num_frames=5,
+            height=size[0],
+            width=size[1],
+            num_inference_steps=8,
+            guidance_scale=guidance,
+            generator=torch.Generator().manual_seed(seed),
+            max_sequence_length=TEXT_TOKENS,
+            output_type=output,
+            **image,
+        ).frames[0]
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["clip", "no clip"])
+def i2v(request, tmp_path_factory):
+    return Kind(tmp_path_factory.mktemp("i2v") / "model", i2v_pipeline(clip=request.param))
+
+
+@pytest.mark.parametrize(("prompt", "seed", "size", "guidance"), CASES)
+def test_latents(i2v, tmp_path, prompt, seed, size, guidance):
+    image = picture(tmp_path / "image.png", seed)
+    ours = i2v.engine(image, size=size, guidance=guidance).generate(prompt, seed=seed).latents
+    theirs = i2v.reference(prompt, seed, size, guidance, image=Image.open(image).convert("RGB"))
+    assert ours.shape == theirs.shape
+    assert (ours - theirs).abs().max() <= 1e-5
+
+
+def test_pixels_and_the_picture_counts(i2v, tmp_path):
+    images = [picture(tmp_path / f"{seed}.png", seed) for seed in (0, 1)]
+    made = [i2v.engine(image).generate("a box", seed=1).frames for image in images]
+    theirs = i2v.reference("a box", 1, (32, 48), 4.0, "np", image=Image.open(images[0]).convert("RGB"))
+    assert np.abs(made[0] / 255 - theirs).max() <= 0.51 / 255
+    assert not np.array_equal(*made)
+
+
+@torch.inference_mode()
+def test_a_partial_step_equals_the_rows_of_a_full_one(i2v, tmp_path):
+    model, shape, tokens = i2v.engine(picture(tmp_path / "image.png", 0)).model, (2, 4, 6), 12
+    geometry, timestep, latent = model.geometry, torch.tensor(600.0), model.noise(shape, seed=4)
+    seen = model.encode(["a red ball"]) | model.look(str(tmp_path / "image.png"), shape)
+    branch = model.branch(seen)
+    levels = torch.tensor([3, 1, 2] * 4, dtype=torch.uint8)
+    plan = TokenPlan.from_levels(levels)
+    cache = KVCache(geometry.layers, tokens, geometry.heads, geometry.head_dim, model.dtype, model.device)
+    every = model.forward(latent, timestep, branch, torch.arange(tokens), NoCache(geometry.layers))
+    model.forward(latent, timestep, branch, plan.rows(StepKind.REFRESH), cache)
+    rows = plan.rows(StepKind.ACTIVE)
+    part = model.forward(latent, timestep, branch, rows, cache)
+    assert (part - every[rows]).abs().max() <= 1e-6 * float(every.abs().max()) + 1e-6
+
+
+def test_everything_active_equals_full(i2v, tmp_path):
+    image = picture(tmp_path / "image.png", 0)
+    full = i2v.engine(image).generate("a red ball", seed=1).latents
+    thresholds = {"policy.static_threshold": 0.0, "policy.moderate_threshold": 0.0}
+    jano = i2v.engine(image, "jano", overrides=thresholds).generate("a red ball", seed=1)
+    assert jano.record["levels"]["active"] == 1.0
+    assert (jano.latents - full).abs().max() <= 1e-6
+
+
+@torch.inference_mode()
+def test_flops_are_those_that_torch_counts(i2v, tmp_path):
+    model, shape = i2v.engine(picture(tmp_path / "image.png", 0)).model, (2, 4, 6)
+    geometry, latent, timestep = model.geometry, model.noise(shape, seed=4), torch.tensor(600.0)
+    branch, counts = model.branch(model.encode(["a"]) | model.look(str(tmp_path / "image.png"), shape)), []
+    for _ in range(2):
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            model.forward(latent, timestep, branch, torch.arange(12), NoCache(geometry.layers))
+        counts.append(counter.get_total_flops())
+    assert counts[1] == geometry.forward_flops(12, 12, TEXT_TOKENS)
+    assert counts[0] - counts[1] == geometry.text_flops(TEXT_TOKENS)
+
+
+def test_sizes(i2v):
+    assert quick_geometry(str(i2v.folder)) == read_sizes(str(i2v.folder)).geometry
+    transformer = read_sizes("Wan-AI/Wan2.1-I2V-14B-480P-Diffusers", local=True).transformer
+    assert (transformer.plain + transformer.float32) / 1e9 == pytest.approx(16.4, abs=0.05)
+
+
+class TestWan22OfOneExpert:
+    @pytest.fixture(scope="class")
+    def ti2v(self, tmp_path_factory):
+        return Kind(tmp_path_factory.mktemp("ti2v") / "model", ti2v_pipeline())
+
+    @pytest.mark.parametrize(
+        ("prompt", "seed", "size"), [("a red ball", 0, (64, 96)), ("a box", 1, (96, 64))]
+    )
+    def test_latents(self, ti2v, prompt, seed, size):
+        """From text the timesteps of all tokens are the same, so one says it."""
+        ours = ti2v.engine(None, size=size).generate(prompt, seed=seed).latents
+        assert ours.shape == (6, 2, size[0] // 16, size[1] // 16)
+        assert (ours - ti2v.reference(prompt, seed, size, 4.0)).abs().max() <= 1e-5
+
+    def test_pixels(self, ti2v):
+        ours = ti2v.engine(None, size=(64, 96)).generate("a box", seed=1).frames
+        theirs = ti2v.reference("a box", 1, (64, 96), 4.0, "np")
+        assert np.abs(ours / 255 - theirs).max() <= 0.51 / 255
+
+
+class TestRefused:
+    def test_without_a_picture(self, i2v):
+        with pytest.raises(UserError, match="makes videos of an image: give one with --image FILE"):
+            i2v.engine(None)
+
+    def test_a_picture_for_a_text_model(self, tmp_path):
+        image = picture(tmp_path / "image.png", 0)
+        with pytest.raises(UserError, match=r"of text alone: leave --image .* out"):
+            Engine(load_config("wan-tiny", overrides={"sampling.image": str(image)}))
+
+    def test_a_picture_that_cannot_be_read(self, i2v, tmp_path):
+        (tmp_path / "image.png").write_text("no image")
+        with pytest.raises(UserError, match=r"image.png cannot be read as an image: give one"):
+            i2v.engine(tmp_path / "image.png").generate("a")
+        with pytest.raises(UserError, match=r"there is no image .*none.png: give a file"):
+            i2v.engine(tmp_path / "none.png").generate("a")
+
+    def test_an_image_by_timesteps_per_token(self, tmp_path):
+        pipeline = i2v_pipeline(clip=False)
+        pipeline.register_to_config(expand_timesteps=True)
+        pipeline.save_pretrained(tmp_path)
+        with pytest.raises(UserError, match=r"timesteps per token .*: use it as text-to-video"):
+            Engine(load_config("wan-tiny", overrides={"model.name": str(tmp_path), "sampling.image": "x"}))
