@@ -283,7 +283,7 @@ class Engine:
         return Generation(frames, state.latent.clone(), record, levels.cpu().numpy())
 
     def _digests(self) -> str:
-        """Of all files that a video is made of; of the picture none where it is not on this rank's machine."""
+        """Of all files that a video is made of; none of a picture that is on another machine."""
         image = Path(self.config.sampling.image or "")
         picture = hashlib.sha256(image.read_bytes()).digest() if image.is_file() else b""
         return (self._files + picture).hex()
