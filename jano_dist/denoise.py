@@ -50,6 +50,7 @@ class State:
     path: Path  # the scheduler's
     workspace_bytes: int = 0  # of the buffers that caches share
     next_step: int = 0
+    expert: int = 0  # whose branches these are
     mapped: bool = False  # whether the levels are a policy's
     steps: list[StepRecord] = field(default_factory=list)  # taken by this process
     earlier: list[dict[str, Any]] = field(default_factory=list)  # merged records of those before a snapshot
@@ -79,22 +80,55 @@ class Denoiser:
         """
         model, mesh, sampling = self._model, self._mesh, self._config.sampling
         plan = TokenPlan.natural(int(np.prod(self.token_shape)), model.device, self._joint)
-        half = split_conditions(conditions, mesh.size("cfg"))[mesh.index("cfg")]
-        own = split_conditions(half, len(half["text"]))
+        if model.geometry.experts > 1:
+            model.use(0)
         scheduler = model.scheduler(sampling.steps, sampling.shift, self._latent)
         return State(
             latent=mesh.broadcast(model.noise(self._latent, seed).contiguous()),
             conditions=conditions,
-            branches=[model.branch(each, sampling.guidance) for each in own],
-            caches=[NoCache(model.geometry.layers) for _ in own],
+            branches=self._branches(conditions, 0),
+            caches=self._idle(conditions),
             plan=plan,
-            velocity=VelocityRows(
-                plan.tokens, model.geometry.row_width, model.dtype, model.device, forecasts=forecasts
-            ),
+            velocity=self._no_velocity(plan, forecasts=forecasts),
             levels=torch.full((plan.tokens,), ACTIVE, dtype=torch.uint8, device=model.device),
             scheduler=scheduler,
             path=Path.of(scheduler),
         )
+
+    def _branches(self, conditions: Conditions, expert: int) -> list[Branch]:
+        """This rank's branches for one of the experts."""
+        model, mesh = self._model, self._mesh
+        half = split_conditions(conditions, mesh.size("cfg"))[mesh.index("cfg")]
+        guidance = self._guidance(expert)
+        return [model.branch(each, guidance, expert) for each in split_conditions(half, len(half["text"]))]
+
+    def _idle(self, conditions: Conditions) -> list[Cache]:
+        """Caches that keep nothing, one per branch of this rank."""
+        branches = len(conditions["text"]) // self._mesh.size("cfg")
+        return [NoCache(self._model.geometry.layers) for _ in range(branches)]
+
+    def _no_velocity(self, plan: TokenPlan, *, forecasts: bool) -> VelocityRows:
+        model = self._model
+        return VelocityRows(
+            plan.tokens, model.geometry.row_width, model.dtype, model.device, forecasts=forecasts
+        )
+
+    def _guidance(self, expert: int) -> float:
+        sampling = self._config.sampling
+        second = sampling.guidance_2 if expert else None
+        return sampling.guidance if second is None else second
+
+    def _enter(self, state: State, expert: int) -> None:
+        """Another expert's steps begin: keys, values and velocities of the last one are of no use to it.
+
+        The map's order of tokens stays until there is another map.
+        """
+        state.caches, state.branches = self._idle(state.conditions), []
+        self._model.use(expert)
+        state.expert, state.branches = expert, self._branches(state.conditions, expert)
+        state.velocity = self._no_velocity(state.plan, forecasts=state.velocity.forecasts)
+        if state.mapped:
+            self._start_caches(state)
 
     def resume(self, snapshot: Snapshot, policy: Policy) -> State:
         """The state that a snapshot holds, on all ranks of this mesh; its caches are empty.
@@ -105,7 +139,11 @@ class Denoiser:
         conditions = _named(tensors, _CONDITION, device)
         state = self.begin(conditions, seed=0, forecasts=policy.forecasts)
         state.latent = tensors["latent"].to(device)
-        state.velocity.restore({name: each.to(device) for name, each in tensors.items()}, _VELOCITY)
+        expert = self._expert(state, snapshot.step)
+        if expert != state.expert:
+            self._enter(state, expert)
+        if expert == self._expert(state, snapshot.step - 1):  # else it begins with nothing
+            state.velocity.restore({name: each.to(device) for name, each in tensors.items()}, _VELOCITY)
         policy.recall(snapshot.facts["policy"])
         state.next_step, state.earlier = snapshot.step, list(snapshot.facts["steps"])
         own = {name: each for name, each in tensors.items() if name.startswith(_SCHEDULER)}
@@ -113,6 +151,11 @@ class Denoiser:
         if "levels" in tensors:
             self._replan(state, tensors["levels"].to(device))
         return state
+
+    def _expert(self, state: State, index: int) -> int:
+        """Whose step that is; before the first and after the last one, that of the nearest."""
+        timesteps = state.scheduler.timesteps
+        return self._model.geometry.expert(float(timesteps[min(max(index, 0), len(timesteps) - 1)]))
 
     def run(
         self,
@@ -139,6 +182,8 @@ class Denoiser:
             state.caches = [*policy.caches(Setting(self._mesh, layers, len(state.branches), times, first))]
         for index in range(first, len(timesteps)):
             started = time.perf_counter()
+            if self._expert(state, index) != state.expert:
+                self._enter(state, self._expert(state, index))
             kind, mapped, kept = self._decision(
                 policy, index, levels, index > first and snapshots.due(last=False)
             )
@@ -245,12 +290,12 @@ class Denoiser:
         # Partners swap the rows they computed, and only what is guided is gathered: half the bytes.
         halves = [len(own)] * mesh.size("cfg")
         swapped = [part for rows in outputs for part in mesh.gather_rows(rows, halves, "cfg").split(halves)]
-        guided = guide(swapped, self._config.sampling.guidance)
+        guided = guide(swapped, self._guidance(state.expert))
         return mesh.gather_rows(guided, deal.counts, "sequence")
 
     def _replan(self, state: State, levels: Tensor | None) -> None:
         """A new map, of the coordinator: order the tokens by it and start empty caches in that order."""
-        model, mesh, settings = self._model, self._mesh, self._config.cache
+        mesh = self._mesh
         state.levels = mesh.broadcast(torch.empty_like(state.levels) if levels is None else levels)
         state.plan, state.mapped = TokenPlan.from_levels(state.levels, self._joint), True
         others = mesh.differing(state.plan.digest())
@@ -259,6 +304,11 @@ class Denoiser:
                 f"{name_ranks(others)} made another token plan than the coordinator from the same "
                 "complexity map: run the same version of jano_dist and torch on every rank"
             )
+        self._start_caches(state)
+
+    def _start_caches(self, state: State) -> None:
+        """Empty caches in the plan's order."""
+        model, settings = self._model, self._config.cache
         if not model.geometry.regions:  # nobody would read them
             return
         release(model.device)

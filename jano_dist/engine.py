@@ -19,7 +19,7 @@ from torch import Tensor
 
 from jano_dist import observe
 from jano_dist.account import branch_flops, check_fit
-from jano_dist.config import Config, change_sampling, check_prompt, notes_on_skipping
+from jano_dist.config import Config, change_sampling, check_prompt, notes_on_skipping, of_second_expert
 from jano_dist.degrees import check_policy, check_whole_steps, choose_degrees, explain_degrees
 from jano_dist.denoise import Denoiser, State
 from jano_dist.errors import UserError, name_ranks
@@ -128,6 +128,7 @@ class Engine:
         video = config.video
         self.latent_shape: Shape3 = geometry.latent_shape(video.frames, video.height, video.width)
         geometry.check_image(config.sampling.image)
+        geometry.check_experts(of_second_expert(config))
         self._policy(geometry)  # says what does not fit before minutes of loading
         device = model.device if model else pick_device(config.runtime)
         # Before the mesh: ranks of different configs might wait for each other in forming it.
@@ -155,6 +156,7 @@ class Engine:
             device=device,
             mesh=self.mesh,
             weights=config.model.weights,
+            experts=config.model.experts,
             loras=config.model.loras,
             begin=lambda: (observer or NullObserver()).phase("load"),
         )
@@ -256,7 +258,7 @@ class Engine:
         observe.reset_peak(self.model.device)
         config = self.config.model_copy(update={"sampling": sampling})
         facts = {"prompt": prompt, "files": self._digests(), "config": config.model_dump(mode="json")}
-        policy = self._policy(self.model.geometry)
+        policy = self._policy(self.model.geometry, **self._switch())
         with torch.inference_mode(), self._sampler.measure() as usage:
             with self._phase("encode", seconds, observer):
                 state = self._begin(prompts, sampling.seed, policy, snapshots, facts)
@@ -316,13 +318,21 @@ class Engine:
         content = torch.frombuffer(bytearray(packed or bytes(size)), dtype=torch.uint8)
         return Snapshot.unpack(mesh.broadcast(content).numpy().tobytes())
 
-    def _policy(self, geometry: Geometry) -> Policy:
+    def _switch(self) -> dict[str, int]:
+        """The first step of a second expert, as `make_policy` takes it."""
+        sampling, geometry = self.config.sampling, self.model.geometry
+        timesteps = self.model.scheduler(sampling.steps, sampling.shift, self.latent_shape).timesteps
+        seconds = [step for step, each in enumerate(timesteps.tolist()) if geometry.expert(each)]
+        return {"switch": seconds[0]} if seconds else {}
+
+    def _policy(self, geometry: Geometry, **switch: int) -> Policy:
         try:
             return self._make_policy(
                 self.config.policy.model_dump(),
                 steps=self.config.sampling.steps,
                 latent=self.latent_shape,
                 patch=geometry.patch,
+                **switch,
             )
         except ValueError as error:
             raise UserError(str(error)) from error

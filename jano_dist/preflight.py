@@ -2,7 +2,7 @@
 
 from jano_dist.account import check_fit
 from jano_dist.account.fit import mesh_choice, mesh_for
-from jano_dist.config import Config
+from jano_dist.config import Config, of_second_expert
 from jano_dist.errors import UserError
 from jano_dist.models import check_model, read_geometry
 from jano_dist.models.sizes import read_sizes
@@ -25,6 +25,7 @@ def preflight(config: Config, *, world: int, local_world: int | None) -> str:
     name, video = config.model.name, config.video
     geometry = read_geometry(name)
     geometry.check_image(config.sampling.image)
+    geometry.check_experts(of_second_expert(config))
     latent = geometry.latent_shape(video.frames, video.height, video.width)
     try:
         make_policy(

@@ -210,6 +210,10 @@ def memory_of(sizes: ModelSizes, config: Config, degrees: Degrees) -> Memory:
     spread = math.prod(degrees) > 1 and config.model.vae_parallel == "auto" and not geometry.images
     vae = sizes.vae * _vae_element(config) * (2 if spread else 1)
     here, offloaded = _weights(sizes, config, math.prod(degrees), element)
+    if geometry.experts > 1 and config.model.experts == "swap":
+        offloaded += sizes.transformer.nbytes(element)
+    elif geometry.experts > 1:
+        here, offloaded = 2 * here, 2 * offloaded
     kept = working = 0
     if geometry.regions and caches_anything(config):
         kept = branches * cache_bytes(geometry, tokens, degrees, cache, element)

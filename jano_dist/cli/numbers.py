@@ -5,7 +5,13 @@ The engine and the account check it all again, for programs that call them and f
 
 from collections.abc import Mapping
 
-from jano_dist.config import Config, ForecastPolicyConfig, JanoPolicyConfig, UniformPolicyConfig
+from jano_dist.config import (
+    Config,
+    ForecastPolicyConfig,
+    JanoPolicyConfig,
+    UniformPolicyConfig,
+    of_second_expert,
+)
 from jano_dist.degrees import check_policy, check_whole_steps, choose_degrees
 from jano_dist.errors import UserError, count
 from jano_dist.geometry import quick_geometry
@@ -22,6 +28,7 @@ def check_numbers(config: Config, *, ranks: int) -> None:
     geometry = quick_geometry(config.model.name)
     if geometry:
         geometry.check_image(config.sampling.image)
+        geometry.check_experts(of_second_expert(config))
         geometry.latent_shape(config.video.frames, config.video.height, config.video.width)
         guided = geometry.branches(config.sampling.guidance) == 2
         degrees = choose_degrees(config.mesh, world=ranks, heads=geometry.heads, guided=guided)

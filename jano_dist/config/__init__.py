@@ -29,6 +29,7 @@ from jano_dist.config.settings import (
     VideoConfig,
     check_prompt,
     notes_on_skipping,
+    of_second_expert,
 )
 
 __all__ = [
@@ -54,6 +55,7 @@ __all__ = [
     "config_names",
     "load_config",
     "notes_on_skipping",
+    "of_second_expert",
     "parse_overrides",
     "preset_names",
 ]

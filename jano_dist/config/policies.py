@@ -42,6 +42,11 @@ class JanoPolicyConfig(Frozen):
     block: tuple[_Edge, _Edge, _Edge] = Field((7, 6, 8), description="latent positions in T, H, W")
     temporal_weight: Float = Field(0.7, ge=0, le=1, description="of the published score")
     warmup: Int = Field(6, ge=2)
+    warmup_2: Int | None = Field(
+        None,
+        ge=0,
+        description="of a second expert; 0 (and null): a refresh on the first one's map",
+    )
     cooldown: Int = Field(4, ge=0)
     static_threshold: Float = Field(0.15, ge=0, le=1)
     static_interval: Int = Field(6, ge=1)
@@ -52,6 +57,8 @@ class JanoPolicyConfig(Frozen):
 
     @model_validator(mode="after")
     def _in_order(self) -> "JanoPolicyConfig":
+        if self.warmup_2 == 1:
+            raise ValueError("policy.warmup_2 makes a map of 2 steps or more: set it to 0, or to 2 or more")
         if self.static_threshold > self.moderate_threshold:
             raise ValueError(
                 f"policy.static_threshold {self.static_threshold} is above policy.moderate_threshold "

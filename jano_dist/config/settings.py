@@ -29,6 +29,9 @@ class ModelConfig(Frozen):
         description="the transformer's: whole on every rank, sharded over the ranks, or layer by layer from "
         "host memory",
     )
+    experts: Literal["both", "swap"] = Field(
+        "both", description="of a model with two: both on the device, or the one that runs"
+    )
     vae_tiling: bool = Field(False, description="decode in overlapping tiles, which takes less memory")
     max_sequence_length: Int = Field(512, ge=1, description="text tokens a prompt is padded to")
     lora: Annotated[tuple[Text, ...], BeforeValidator(one_or_more), AfterValidator(checked)] = Field(
@@ -55,6 +58,7 @@ class SamplingConfig(Frozen):
 
     steps: Int = Field(50, ge=1, le=1000, description="the models know 1000 noise levels")
     guidance: Float = Field(5.0, ge=0, description="classifier-free guidance scale; 1 or less turns it off")
+    guidance_2: Float | None = Field(None, ge=0, description="of a second expert; null: the same")
     negative_prompt: Text = ""
     shift: Float | None = Field(None, gt=0, description="flow shift; null keeps the model's own")
     seed: Int = Field(0, ge=0, lt=2**63)
@@ -116,6 +120,15 @@ class Config(Frozen):
     preset: str | None = None
 
     @model_validator(mode="after")
+    def _experts_at_hand(self) -> "Config":
+        if self.model.experts == "swap" and self.model.weights != "replicated":
+            raise ValueError(
+                f"model.experts swap moves whole transformers, which model.weights {self.model.weights} cuts "
+                "up: set one of the two only"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _blocks_at_hand(self) -> "Config":
         if self.policy.name in BLOCK_POLICIES and self.model.weights == "group_offload":
             raise ValueError(
@@ -149,6 +162,14 @@ def notes_on_skipping(config: Config) -> list[str]:
             f"--steps {FEW_STEPS} or fewer with --policy full"
         ]
     return []
+
+
+def of_second_expert(config: Config) -> dict[str, object]:
+    """What is set for a second expert, by config key; None where it is not."""
+    return {
+        "policy.warmup_2": getattr(config.policy, "warmup_2", None),
+        "sampling.guidance_2": config.sampling.guidance_2,
+    }
 
 
 def check_prompt(prompt: object) -> None:

@@ -22,7 +22,8 @@ class Geometry(ABC):
         text_dim: of a text embedding. time_dim: of the sinusoidal timestep embedding.
         joint: whether text tokens are part of the sequence. Then every step computes them all.
         guidance: `free`: classifier-free, two branches above 1; `embedded`: an input of the model; `none`.
-        experts: transformers that take turns by noise level.
+        experts: transformers that take turns by noise level: below `boundary`, a share of 1000 timesteps, the
+            second one.
         images: whether it makes images: one frame.
         needs_image: whether a video begins with a picture that is given.
         condition_channels: that are joined to the latent's. image_tokens: of the picture, extra keys of
@@ -48,6 +49,7 @@ class Geometry(ABC):
     joint: bool = False
     guidance: Literal["free", "embedded", "none"] = "free"
     experts: int = 1
+    boundary: float = 0.0
     images: bool = False
     needs_image: bool = False
     condition_channels: int = 0
@@ -93,6 +95,23 @@ class Geometry(ABC):
                     f"{self.patch[axis]}), not {size}: use --{name} {below} or --{name} {below + edge}"
                 )
         return (frames - 1) // stride_t + 1, height // self.vae_stride[1], width // self.vae_stride[2]
+
+    def expert(self, timestep: float) -> int:
+        """Which of the transformers runs at a timestep, 1000..0."""
+        return int(self.experts > 1 and timestep < self.boundary * 1000)
+
+    def check_experts(self, settings: Mapping[str, object]) -> None:
+        """Make sure that what is set for a second expert finds one.
+
+        Args:
+            settings: by config key; None where a key is not set.
+
+        Raises:
+            UserError: it does not.
+        """
+        idle = [key for key, value in settings.items() if value is not None]
+        if idle and self.experts == 1:
+            raise UserError(f"{idle[0]} is of a second expert, which this model does not have: leave it out")
 
     def check_image(self, image: str | None) -> None:
         """Make sure that there is a picture where one is needed, and only there.

@@ -95,6 +95,8 @@ def wan_geometry(configs: Configs) -> Geometry:
             text_dim=transformer["text_dim"],
             time_dim=transformer["freq_dim"],
             **of_image,
+            experts=2 if any(configs[""].get("transformer_2") or ()) else 1,
+            boundary=configs[""].get("boundary_ratio") or 0.0,
         )
     )
 

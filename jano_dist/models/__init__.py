@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from jano_dist.errors import UserError
 from jano_dist.models.base import Branch, Conditions, DiffusionModel, Geometry, cut_texts, split_conditions
 from jano_dist.models.folder import Parts, model_folder, read_parts, whole_parts
 from jano_dist.models.joint_pipeline import FLUX, SD3
@@ -51,6 +52,10 @@ def check_model(name: str, loras: Loras = ()) -> tuple[Path, Parts]:
     """
     parts, _ = _checked_parts(name)
     folder, parts = whole_parts(name, parts)
+    if loras and "transformer_2" in parts.skeletons:
+        raise UserError(
+            "a LoRA is fused into one transformer, and this model has two experts: leave --lora out"
+        )
     check_loras(loras, parts.pipeline, parts.skeletons["transformer"])
     return folder, parts
 

@@ -66,11 +66,13 @@ class Branch:
     Attributes:
         conditions: of one prompt, each [1, ...].
         guidance: where it is an input of the model (`Geometry.guidance`).
+        expert: the transformer it is for.
         layers: of cross-attention; empty in a model that has none. pictures: the same for a picture's keys.
     """
 
     conditions: Conditions
     guidance: float = 1.0
+    expert: int = 0
     layers: list[TextKV] = field(default_factory=list)
     pictures: list[TextKV] = field(default_factory=list)
 
@@ -116,8 +118,11 @@ class DiffusionModel(Protocol):
             UserError: it cannot be read, or is too small.
         """
 
-    def branch(self, conditions: Conditions, guidance: float = 1.0) -> Branch:
-        """A branch for the conditions of one prompt."""
+    def branch(self, conditions: Conditions, guidance: float = 1.0, expert: int = 0) -> Branch:
+        """A branch for the conditions of one prompt, run by one of the experts."""
+
+    def use(self, expert: int) -> None:
+        """From now on branches of this expert run; others may leave the device."""
 
     def noise(self, latent: Shape3, seed: int) -> Tensor:
         """The initial latent float32 [C, T, H, W]; drawn on the CPU, so the same on any device."""

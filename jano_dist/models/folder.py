@@ -82,9 +82,10 @@ def _read(source: str, table: Mapping[str, Mapping[str, Any]] | None, local: boo
     with sentence(source):
         index = table[""] if table else _index(source, local)
         family = family_of(index.get("_class_name", "pipeline of no known class"), source)
-        if any(index.get("transformer_2") or ()):
+        if bool(index.get("boundary_ratio")) != any(index.get("transformer_2") or ()):
             raise UserError(
-                f"{source} has two experts (Wan2.2), of which only one would run: give a Wan2.1 model"
+                f"{source} lacks the second of two experts (transformer_2), or where they take turns "
+                "(boundary_ratio): fetch the model again, whole"
             )
         with torch.device("meta"):
             skeletons = {

@@ -60,8 +60,11 @@ class ImageModel(ABC):
         self.geometry.check_image(image)  # refuses it
         return {}
 
-    def branch(self, conditions: Conditions, guidance: float = 1.0) -> Branch:
+    def branch(self, conditions: Conditions, guidance: float = 1.0, expert: int = 0) -> Branch:
         return self._transformer.branch(conditions, guidance)
+
+    def use(self, expert: int) -> None:  # noqa: B027 - there is one
+        pass
 
     def noise(self, latent: Shape3, seed: int) -> Tensor:
         _, height, width = latent

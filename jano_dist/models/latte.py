@@ -57,8 +57,11 @@ class LatteModel:
         self.geometry.check_image(image)  # refuses it
         return {}
 
-    def branch(self, conditions: Conditions, guidance: float = 1.0) -> Branch:
+    def branch(self, conditions: Conditions, guidance: float = 1.0, expert: int = 0) -> Branch:
         return Branch(conditions)
+
+    def use(self, expert: int) -> None:
+        pass  # there is one
 
     def noise(self, latent: Shape3, seed: int) -> Tensor:
         frames, height, width = latent

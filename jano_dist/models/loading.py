@@ -28,6 +28,7 @@ class Held:
         device: where everything is computed.
         mesh: the ranks that load it together; None is this process alone.
         weights: where the transformer's lie: `replicated`, `fsdp` or `group_offload` (see `place`).
+        experts: `both` on the device, or one at a time (`swap`).
         vae_parallel: `auto`: all ranks decode; `single`: the coordinator alone.
         vae_tiling: decode in overlapping tiles.
         loras: fused into the transformer, see `fuse_loras`.
@@ -39,6 +40,7 @@ class Held:
     device: torch.device
     mesh: Mesh | None = None
     weights: str = "replicated"
+    experts: str = "both"
     vae_parallel: str = "auto"
     vae_tiling: bool = False
     loras: Loras = ()
@@ -68,22 +70,29 @@ def load_pipeline(folder: Path, parts: Parts, held: Held) -> Any:
 
     The transformer is read once per node; every rank reads the VAE, which is small, for itself.
     """
-    skeleton = parts.skeletons["transformer"]
-    dtype = _dtype(folder / "transformer", held)
+    names = [name for name in ("transformer", "transformer_2") if name in parts.skeletons]
+    placed = {name: _placed(name, folder, parts, held) for name in names}
+    texts = {name: None for name in parts.index if name.startswith(_ENCODERS)}
+    with sentence(str(folder)):
+        return parts.pipeline.from_pretrained(
+            folder, dtype={"vae": getattr(torch, held.vae_dtype)}, **placed, **texts
+        )
+
+
+def _placed(name: str, folder: Path, parts: Parts, held: Held) -> Any:
+    """One of the transformers; the second waits in host memory where they take turns on the device."""
+    dtype = _dtype(folder / name, held)
 
     def read() -> Any:
         with sentence(str(folder)):
-            transformer = type(skeleton).from_pretrained(folder, subfolder="transformer", dtype=dtype)
+            transformer = type(parts.skeletons[name]).from_pretrained(folder, subfolder=name, dtype=dtype)
         fuse_loras(held.loras, parts.pipeline, transformer)
         return transformer
 
     mesh = held.mesh or Mesh.single(held.device)
-    placed = place(read, skeleton, weights=held.weights, mesh=mesh, device=held.device)
-    texts = {name: None for name in parts.index if name.startswith(_ENCODERS)}
-    with sentence(str(folder)):
-        return parts.pipeline.from_pretrained(
-            folder, transformer=placed, dtype={"vae": getattr(torch, held.vae_dtype)}, **texts
-        )
+    waits = name == "transformer_2" and held.experts == "swap"
+    device = torch.device("cpu") if waits else held.device
+    return place(read, parts.skeletons[name], weights=held.weights, mesh=mesh, device=device)
 
 
 def load_adapter(adapter: Adapter, folder: Path, parts: Parts, held: Held) -> DiffusionModel:

@@ -1,6 +1,7 @@
 """A diffusers `WanPipeline` as a `DiffusionModel`: text, noise, scheduler and VAE are diffusers' own."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +35,14 @@ class WanModel:
     def __init__(self, pipeline: WanPipeline, text: TextEncoder, parts: Parts, held: Held) -> None:
         self._pipeline, self._text = pipeline, text
         pipeline.vae.to(held.device)
-        self._transformer = WanTransformer(pipeline.transformer)
+        self._experts = [WanTransformer(each) for each in _transformers(pipeline)]
+        self._swaps = held.experts == "swap" and len(self._experts) > 1
         if held.vae_tiling:
             pipeline.vae.enable_tiling()
         self._decoder = VideoDecoder(pipeline.vae, parallel=held.vae_parallel)
         self.geometry = parts.geometry
-        self.device, self.dtype = held.device, self._transformer.dtype
-        self.forward = self._transformer.forward
-        self.unpatchify = self._transformer.unpatchify
+        self.device, self.dtype = held.device, self._experts[0].dtype
+        self.unpatchify = self._experts[0].unpatchify
 
     def notes(self, prompt: str, negative_prompt: str = "") -> list[str]:
         return self._text.notes(prompt, negative_prompt)
@@ -53,8 +54,18 @@ class WanModel:
         self.geometry.check_image(image)  # refuses it
         return {}
 
-    def branch(self, conditions: Conditions, guidance: float = 1.0) -> Branch:
-        return self._transformer.branch(conditions)
+    def branch(self, conditions: Conditions, guidance: float = 1.0, expert: int = 0) -> Branch:
+        return replace(self._experts[expert].branch(conditions), expert=expert)
+
+    def use(self, expert: int) -> None:
+        if self._swaps:
+            for place, each in enumerate(self._experts):  # the one that leaves makes room first
+                if place != expert:
+                    each.module.to("cpu")
+            self._experts[expert].module.to(self.device)
+
+    def forward(self, latent: Tensor, timestep: Tensor, branch: Branch, *rest: Any, **options: Any) -> Tensor:
+        return self._experts[branch.expert].forward(latent, timestep, branch, *rest, **options)
 
     def noise(self, latent: Shape3, seed: int) -> Tensor:
         shape, generator = (1, self.geometry.channels, *latent), torch.Generator("cpu").manual_seed(seed)
@@ -89,6 +100,11 @@ class WanModel:
         stride_t, stride_h, stride_w = self.geometry.vae_stride
         t, h, w = latent[-3:]
         return (t - 1) * stride_t + 1, h * stride_h, w * stride_w
+
+
+def _transformers(pipeline: Any) -> list[Any]:
+    second = getattr(pipeline, "transformer_2", None)
+    return [pipeline.transformer, *([] if second is None else [second])]
 
 
 class WanText(TextEncoder):

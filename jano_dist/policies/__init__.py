@@ -6,6 +6,7 @@ from typing import Any
 from jano_dist.policies.astraea import AstraeaPolicy
 from jano_dist.policies.base import Policy
 from jano_dist.policies.blocks import BlockPolicy
+from jano_dist.policies.experts import TwoExperts
 from jano_dist.policies.forecast import ForecastPolicy
 from jano_dist.policies.full import FullPolicy
 from jano_dist.policies.hsa import HsaPolicy
@@ -18,13 +19,16 @@ from jano_dist.tokens.grid import Shape3
 __all__ = ["BlockPolicy", "Policy", "make_policy"]
 
 
-def make_policy(settings: Mapping[str, Any], *, steps: int, latent: Shape3, patch: Shape3) -> Policy:
+def make_policy(
+    settings: Mapping[str, Any], *, steps: int, latent: Shape3, patch: Shape3, switch: int | None = None
+) -> Policy:
     """Build the policy `settings["name"]` for one generation.
 
     Args:
         settings: the policy's section of the config, as a mapping.
         steps: denoising steps.
         latent: (T, H, W) positions. patch: positions per token.
+        switch: the first step of a second expert; None: there is no such step.
 
     Raises:
         ValueError: settings that do not fit the video or the number of steps.
@@ -40,5 +44,16 @@ def make_policy(settings: Mapping[str, Any], *, steps: int, latent: Shape3, patc
         "hsa": HsaPolicy.build,
         "astraea": AstraeaPolicy.build,
     }
-    options = {key: value for key, value in settings.items() if key != "name"}
-    return builders[settings["name"]](steps=steps, latent=latent, patch=patch, **options)
+    if switch is not None and settings["name"] in METHODS:
+        raise ValueError(
+            f"policy {settings['name']} keeps caches inside the blocks, which are not passed on to a second "
+            "expert: take another policy"
+        )
+
+    def make(own: Mapping[str, Any], *, steps: int) -> Policy:
+        options = {key: value for key, value in own.items() if key not in ("name", "warmup_2")}
+        return builders[own["name"]](steps=steps, latent=latent, patch=patch, **options)
+
+    if switch is None:
+        return make(settings, steps=steps)
+    return TwoExperts.build(make, settings, steps=steps, switch=switch)

@@ -60,7 +60,7 @@ class JanoPolicy(Policy):
     ) -> "JanoPolicy":
         """From the settings of the config; see `make_policy`."""
         schedule = Schedule(steps, warmup, cooldown, static_interval, moderate_interval)
-        if warmup < 2:
+        if warmup == 1:
             raise ValueError("the complexity map needs 2 warm-up steps or more: raise policy.warmup")
         if static_threshold > moderate_threshold:
             raise ValueError(

@@ -83,7 +83,7 @@ class TwoLayers:
     scheduler = staticmethod(Euler)
     rank = 0
 
-    def branch(self, conditions, guidance):
+    def branch(self, conditions, guidance, expert):
         return Branch(conditions)
 
     def noise(self, latent, seed):

@@ -91,12 +91,22 @@ def ti2v_pipeline() -> WanPipeline:
     return WanPipeline(transformer=_transformer(6), vae=vae, expand_timesteps=True, **_texts())
 
 
+def experts_pipeline(*, boundary: float = 0.8) -> WanPipeline:
+    """Wan2.2's 14B kind: another transformer below the boundary."""
+    torch.manual_seed(5)
+    second = _transformer(4)
+    return WanPipeline(
+        transformer=_transformer(4), transformer_2=second, boundary_ratio=boundary, vae=_vae(4), **_texts()
+    )
+
+
 def read_back(pipeline: Any, folder: Path) -> Any:
     """The pipeline written to a folder and read again, weights out of the mapped file."""
     pipeline.save_pretrained(folder)
     again = type(pipeline).from_pretrained(folder)
-    for parameter in again.transformer.parameters():
-        parameter.data = parameter.data.clone()
+    for part in filter(None, (again.transformer, again.transformer_2)):
+        for parameter in part.parameters():
+            parameter.data = parameter.data.clone()
     again.set_progress_bar_config(disable=True)
     return again
 
