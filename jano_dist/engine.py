@@ -356,6 +356,7 @@ class Engine:
     ) -> dict[str, Any]:
         geometry, tokens = self.model.geometry, state.plan.tokens
         text = geometry.text_flops(geometry.text_tokens(self.config.model.max_sequence_length))
+        text *= geometry.experts
         steps = self._denoiser.step_rows(state)
         taken = [step for step in steps if step["kind"] != StepKind.SKIP]
         done = text + sum(

@@ -110,6 +110,20 @@ _LATTE: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+def _wan22(transformer: dict[str, Any], vae: dict[str, Any], **index: Any) -> dict[str, dict[str, Any]]:
+    found = _wan(**transformer)
+    found[""] |= index
+    if "boundary_ratio" in index:
+        found[""]["transformer_2"] = found[""]["transformer"]
+        found["transformer_2"] = transformer
+    return {**found, "vae": vae}
+
+
+_WAN22_VAE: dict[str, Any] = {
+    "base_dim": 160, "decoder_base_dim": 256, "z_dim": 48, "in_channels": 12, "out_channels": 12,
+    "patch_size": 2, "is_residual": True, "scale_factor_spatial": 16,
+}  # fmt: skip
+
 _WAN_I2V: dict[str, dict[str, Any]] = {
     "": {
         "_class_name": "WanImageToVideoPipeline",
@@ -135,6 +149,20 @@ KNOWN: dict[str, dict[str, dict[str, Any]]] = {
     "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": _wan(num_layers=30, num_attention_heads=12, ffn_dim=8960),
     "Wan-AI/Wan2.1-T2V-14B-Diffusers": _wan(num_layers=40, num_attention_heads=40, ffn_dim=13824),
     "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers": _WAN_I2V,
+    "Wan-AI/Wan2.2-T2V-A14B-Diffusers": _wan22(
+        {"num_layers": 40, "num_attention_heads": 40, "ffn_dim": 13824}, {}, boundary_ratio=0.875
+    ),
+    "Wan-AI/Wan2.2-TI2V-5B-Diffusers": _wan22(
+        {
+            "num_layers": 30,
+            "num_attention_heads": 24,
+            "ffn_dim": 14336,
+            "in_channels": 48,
+            "out_channels": 48,
+        },
+        _WAN22_VAE,
+        expand_timesteps=True,
+    ),
     "black-forest-labs/FLUX.1-dev": _flux(guidance_embeds=True),
     "black-forest-labs/FLUX.1-schnell": _flux(guidance_embeds=False),
     "stabilityai/stable-diffusion-3-medium-diffusers": _sd3(

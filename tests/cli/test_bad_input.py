@@ -312,9 +312,8 @@ def lose_folder(name):
     return damage
 
 
-def two_experts(model):
-    setting("model_index.json", transformer_2=["diffusers", "WanTransformer3DModel"])(model)
-    (model.folder / "transformer_2").mkdir()
+def second_expert_missing(model):
+    setting("model_index.json", boundary_ratio=0.8)(model)
 
 
 # id -> what is done to a copy of wan-tiny, and what the sentence about it holds.
@@ -341,7 +340,7 @@ MODELS = {
         setting("model_index.json", _class_name="SomePipeline"),
         ["holds a SomePipeline, which is not supported: give another model, one of WanPipeline"],
     ),
-    "two_experts": (two_experts, ["has two experts (Wan2.2)", "give a Wan2.1 model"]),
+    "second_expert_missing": (second_expert_missing, ["lacks the second of two experts", "fetch"]),
     "no_tokenizer": (lose_folder("tokenizer"), ["has no folder tokenizer", "fetch"]),
     "no_scheduler": (lose_folder("scheduler"), ["has no folder scheduler", "fetch"]),
     "no_transformer": (lose_folder("transformer"), ["does not load as a diffusers pipeline", "fetch"]),

@@ -62,6 +62,8 @@ def test_a_shipped_model_is_found_by_its_own_name_only(tmp_path, monkeypatch):
         ("black-forest-labs/FLUX.1-dev", 11.9),
         ("stabilityai/stable-diffusion-3-medium-diffusers", 2.0),
         ("stabilityai/stable-diffusion-3.5-large", 8.1),
+        ("Wan-AI/Wan2.2-T2V-A14B-Diffusers", 14.3),  # each of two
+        ("Wan-AI/Wan2.2-TI2V-5B-Diffusers", 5.0),
     ],
 )
 def test_published_sizes(name, published):
