@@ -1,8 +1,8 @@
 """The first steps of a second expert: a refresh on the first one's map, or a warm-up and a map of its own.
 
-wan-tiny stands for both experts; the second one's weights differ by a little noise. Latents against the full
-run's, in dB of its size, beside the share of its work; intervals vary, so that equal work is near. Quality is the
-same in every run.
+wan-tiny stands for both experts; the second one's weights differ by a little noise. Latents against the
+full run's, in dB of its size, beside the share of its work; intervals vary, so that equal work is near.
+Quality is the same in every run.
 """
 
 import argparse
