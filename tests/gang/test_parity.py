@@ -232,7 +232,7 @@ def another_plan_on(rank):
 def broken_weights_on(rank):
     engine = Engine(config("full", "image"))
     if dist.get_rank() == rank:
-        torch.nn.init.constant_(engine.model._transformer.module.proj_out.bias, torch.nan)
+        torch.nn.init.constant_(engine.model._experts[0].module.proj_out.bias, torch.nan)
     return sentence(NotFinite, lambda: engine.generate(PROMPT))
 
 

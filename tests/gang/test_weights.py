@@ -57,7 +57,7 @@ def build(weights, policy="full", **overrides):
 
 
 def module_of(engine):
-    return engine.model._transformer.module
+    return engine.model._experts[0].module
 
 
 def tensors(module):
@@ -229,4 +229,4 @@ def test_a_forward_fetches_every_weight_once(one_process):
 def test_a_model_loads_without_a_mesh():
     settings = {"dtype": "float32", "vae_dtype": "float32", "max_sequence_length": 64}
     model = load_model("wan-tiny", device=torch.device("cpu"), **settings)
-    equal(tensors(model._transformer.module), diffusers_reads(torch.float32))
+    equal(tensors(model._experts[0].module), diffusers_reads(torch.float32))
