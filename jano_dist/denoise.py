@@ -15,7 +15,7 @@ from jano_dist.cache import Cache, CacheSizes, Keeping, NoCache, make_caches
 from jano_dist.config import Config
 from jano_dist.errors import NotFinite, RunError, name_ranks
 from jano_dist.mesh import Mesh
-from jano_dist.models import Branch, Conditions, DiffusionModel, split_conditions
+from jano_dist.models import Branch, Conditions, DiffusionModel, split_conditions, with_first_frame
 from jano_dist.observe import Observer, StepRecord, merge_ranks, step_table
 from jano_dist.policies import BlockPolicy, Policy
 from jano_dist.reuse import BlockCache, Setting
@@ -84,7 +84,7 @@ class Denoiser:
             model.use(0)
         scheduler = model.scheduler(sampling.steps, sampling.shift, self._latent)
         return State(
-            latent=mesh.broadcast(model.noise(self._latent, seed).contiguous()),
+            latent=with_first_frame(mesh.broadcast(model.noise(self._latent, seed).contiguous()), conditions),
             conditions=conditions,
             branches=self._branches(conditions, 0),
             caches=self._idle(conditions),
@@ -198,7 +198,7 @@ class Denoiser:
             stepped = state.scheduler.step(
                 predicted, timesteps[index], state.latent[None], return_dict=False
             )[0]
-            state.latent = stepped[0]
+            state.latent = with_first_frame(stepped[0], state.conditions)
             if not bool(state.latent.isfinite().all()):
                 raise NotFinite(
                     f"the latents became non-finite in step {index} ({kind}): "

@@ -27,7 +27,7 @@ def sized_by_image(settings: Config, *, asked: bool) -> Config:
         return settings
     width, height = picture_size(image)
     geometry = quick_geometry(settings.model.name)
-    if asked or geometry is None or not geometry.needs_image:
+    if asked or geometry is None or not geometry.takes_image:
         return settings
     area, ratio = settings.video.height * settings.video.width, height / width
     edges = [geometry.vae_stride[axis] * geometry.patch[axis] for axis in (1, 2)]

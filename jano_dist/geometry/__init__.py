@@ -103,7 +103,9 @@ def usual_config(name: str) -> str | None:
             return "sd3-1024"
         case "latte":
             return "latte-512"
-        case "wan-i2v":
+        case "wan-i2v" if geometry.experts > 1:
+            return "wan2.2-i2v-a14b-720p"
+        case "wan-i2v" if not geometry.first_frame:
             return "wan2.1-i2v-14b-480p"
     if geometry.experts > 1:
         return "wan2.2-t2v-a14b-720p"

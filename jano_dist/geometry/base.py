@@ -26,6 +26,7 @@ class Geometry(ABC):
             second one.
         images: whether it makes images: one frame.
         needs_image: whether a video begins with a picture that is given.
+        first_frame: whether a picture is the latent's first frame itself, at a timestep of its own, 0.
         condition_channels: that are joined to the latent's. image_tokens: of the picture, extra keys of
             cross-attention, each `image_dim` wide.
     """
@@ -52,9 +53,15 @@ class Geometry(ABC):
     boundary: float = 0.0
     images: bool = False
     needs_image: bool = False
+    first_frame: bool = False
     condition_channels: int = 0
     image_tokens: int = 0
     image_dim: int = 0
+
+    @property
+    def takes_image(self) -> bool:
+        """Whether a picture can be given."""
+        return self.needs_image or self.first_frame
 
     @property
     def width(self) -> int:
@@ -121,7 +128,7 @@ class Geometry(ABC):
         """
         if self.needs_image and not image:
             raise UserError("this model makes videos of an image: give one with --image FILE")
-        if image and not self.needs_image:
+        if image and not self.takes_image:
             raise UserError(
                 f"this model makes videos of text alone: leave --image {image} out, or give an "
                 "image-to-video model"

@@ -152,6 +152,12 @@ KNOWN: dict[str, dict[str, dict[str, Any]]] = {
     "Wan-AI/Wan2.2-T2V-A14B-Diffusers": _wan22(
         {"num_layers": 40, "num_attention_heads": 40, "ffn_dim": 13824}, {}, boundary_ratio=0.875
     ),
+    "Wan-AI/Wan2.2-I2V-A14B-Diffusers": _wan22(
+        {"num_layers": 40, "num_attention_heads": 40, "ffn_dim": 13824, "in_channels": 36},
+        {},
+        _class_name="WanImageToVideoPipeline",
+        boundary_ratio=0.9,
+    ),
     "Wan-AI/Wan2.2-TI2V-5B-Diffusers": _wan22(
         {
             "num_layers": 30,

@@ -95,6 +95,7 @@ def wan_geometry(configs: Configs) -> Geometry:
             text_dim=transformer["text_dim"],
             time_dim=transformer["freq_dim"],
             **of_image,
+            first_frame=bool(configs[""].get("expand_timesteps")),
             experts=2 if any(configs[""].get("transformer_2") or ()) else 1,
             boundary=configs[""].get("boundary_ratio") or 0.0,
         )
@@ -105,7 +106,7 @@ def _of_image(configs: Configs, condition_channels: int) -> dict[str, Any]:
     """What an image-to-video model takes of the picture; the image encoder is CLIP where there is one."""
     if configs[""].get("_class_name") != "WanImageToVideoPipeline":
         return {}
-    found = {"needs_image": True, "condition_channels": condition_channels}
+    found: dict[str, Any] = {"needs_image": True, "condition_channels": condition_channels}
     width = configs["transformer"].get("image_dim")
     if width:
         clip = {**CLIP, **configs.get("image_encoder", {})}

@@ -5,13 +5,20 @@ from pathlib import Path
 from typing import Any
 
 from jano_dist.errors import UserError
-from jano_dist.models.base import Branch, Conditions, DiffusionModel, Geometry, cut_texts, split_conditions
+from jano_dist.models.base import (
+    Branch,
+    Conditions,
+    DiffusionModel,
+    Geometry,
+    cut_texts,
+    split_conditions,
+    with_first_frame,
+)
 from jano_dist.models.folder import Parts, model_folder, read_parts, whole_parts
 from jano_dist.models.joint_pipeline import FLUX, SD3
 from jano_dist.models.latte import LATTE
 from jano_dist.models.loading import Adapter, Held, load_adapter
 from jano_dist.models.lora import Loras, check_loras, loras_digest
-from jano_dist.models.wan_i2v import WAN_I2V
 from jano_dist.models.wan_pipeline import WAN
 from jano_dist.models.weights import folder_digest
 
@@ -26,10 +33,11 @@ __all__ = [
     "model_digest",
     "read_geometry",
     "split_conditions",
+    "with_first_frame",
 ]
 
 # By the name of the family (`jano_dist.geometry.FAMILIES`).
-_ADAPTERS: dict[str, Adapter] = {"wan": WAN, "wan-i2v": WAN_I2V, "flux": FLUX, "sd3": SD3, "latte": LATTE}
+_ADAPTERS: dict[str, Adapter] = {"wan": WAN, "wan-i2v": WAN, "flux": FLUX, "sd3": SD3, "latte": LATTE}
 
 
 def read_geometry(name: str) -> Geometry:

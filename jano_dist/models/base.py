@@ -47,6 +47,17 @@ def split_conditions(conditions: Conditions, parts: int) -> list[Conditions]:
     return [{name: tensors[part] for name, tensors in cut.items()} for part in range(parts)]
 
 
+FIRST_FRAME = "first_frame"  # [1, C, 1, H, W]: what the latent begins with, whatever the step
+
+
+def with_first_frame(latent: Tensor, conditions: Conditions) -> Tensor:
+    """[C, T, H, W] with the first frame of the conditions, where they have one."""
+    if FIRST_FRAME not in conditions:
+        return latent
+    first = conditions[FIRST_FRAME][0].to(latent)
+    return torch.cat((first, latent[:, first.shape[1] :]), dim=1)
+
+
 TEXT_LENGTH = "text_length"  # [prompts], where the texts of a video are cut to that of its prompt
 
 

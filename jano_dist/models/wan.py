@@ -3,6 +3,7 @@
 Nothing of the model is rewritten. Hooks at the boundaries the model names for context parallelism
 pick the computed rows, and attention processors keep what the other rows left behind:
 
+    embedder      output  -> pick each row's timestep, where the first frame has its own
     rope          output  -> pick rows
     blocks[0]     input   -> pick rows
     attn1         -> self-attention through the cache, over all ranks that share the sequence
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from jano_dist.attention.distributed import Attend, attend_locally
 from jano_dist.attention.kernels import attention
 from jano_dist.cache import Cache, LayerKV, NoCache, Rope
-from jano_dist.models.base import Branch, Conditions, TextKV
+from jano_dist.models.base import FIRST_FRAME, Branch, Conditions, TextKV
 from jano_dist.reuse import BlockCache
 from jano_dist.reuse.base import PARTS
 from jano_dist.tokens.grid import Shape3
@@ -39,6 +40,7 @@ class _Call:
     tokens: int
     output: Tensor
     time: Tensor
+    times: Tensor | None = None  # int64 [n]: which of the timesteps is a row's; None where there is one
 
 
 class SelfAttention:
@@ -131,6 +133,7 @@ class WanTransformer:
         embedder = transformer.condition_embedder
         embedder.time_embedder.register_forward_hook(self._note_time)
         embedder.time_proj.register_forward_hook(self._begin_reuse)
+        embedder.register_forward_hook(self._pick_times)
         transformer.rope.register_forward_hook(self._pick_rope)
         transformer.blocks[0].register_forward_pre_hook(self._pick_hidden)
         transformer.proj_out.register_forward_hook(self._take_output)
@@ -164,13 +167,16 @@ class WanTransformer:
             tokens *= size // edge
         self._call = _Call(rows, tokens, latent.new_empty(0), latent.new_empty(0))
         self._bind(cache, branch, attend)
-        given = latent.unsqueeze(0).to(self.dtype)
+        given, times = latent.unsqueeze(0).to(self.dtype), timestep.expand(1)
         if "latent" in branch.conditions:
             given = torch.cat((given, branch.conditions["latent"]), dim=1)
+        if FIRST_FRAME in branch.conditions:
+            times = torch.stack((torch.zeros_like(timestep), timestep)).unsqueeze(0)
+            self._call.times = (rows >= tokens * patch[0] // latent.shape[1]).long()
         try:
             self.module(
                 hidden_states=given,
-                timestep=timestep.expand(1),
+                timestep=times,
                 encoder_hidden_states=branch.text_input,
                 encoder_hidden_states_image=branch.image_input,
                 return_dict=False,
@@ -221,7 +227,14 @@ class WanTransformer:
 
     def _begin_reuse(self, module: nn.Module, args: Any, output: Tensor) -> None:
         if self._reuse is not None:
-            self._reuse.begin(self._call.time, output)
+            width = output.shape[-1]  # the last one, where a first frame has a timestep of its own
+            self._reuse.begin(self._call.time.view(-1, width // 6)[-1:], output.view(-1, width)[-1:])
+
+    def _pick_times(self, module: nn.Module, args: Any, output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        if self._call.times is None:
+            return output
+        time, projected, *rest = output  # [1, 2, W], [1, 2, 6 W]
+        return (time[:, self._call.times], projected[:, self._call.times], *rest)
 
     def _pick_rope(self, module: nn.Module, args: Any, output: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
         return tuple(table.index_select(1, self._call.rows) for table in output)  # [1, n, 1, D]

@@ -1,63 +1,80 @@
-"""A diffusers `WanImageToVideoPipeline` as a `DiffusionModel`: what the picture becomes is diffusers' own."""
+"""What a picture becomes for a Wan transformer: diffusers' `WanImageToVideoPipeline` says."""
 
 from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import WanImageToVideoPipeline
 from diffusers.utils import load_image
 from PIL import Image
 
 from jano_dist.errors import UserError
-from jano_dist.models.base import Conditions
+from jano_dist.models.base import FIRST_FRAME, Conditions
 from jano_dist.models.folder import Parts, model_folder, sentence
-from jano_dist.models.loading import Adapter, Held
-from jano_dist.models.text import TextEncoder
-from jano_dist.models.wan_pipeline import WanModel, WanText, check_wan
 from jano_dist.tokens.grid import Shape3
 
 
-class WanImageModel(WanModel):
-    """Wan image-to-video: Wan2.1's, and those without an image encoder. See `DiffusionModel`."""
+def look(
+    pipeline: Any, parts: Parts, image: str, pixels: Shape3, device: torch.device, dtype: torch.dtype
+) -> Conditions:
+    """The conditions of a video that begins with a picture.
 
-    def __init__(self, pipeline: Any, text: TextEncoder, parts: Parts, held: Held) -> None:
-        super().__init__(pipeline, text, parts, held)
-        self._parts = parts
+    Wan2.1 and Wan2.2 of two experts join the encoded picture, and a mask, to the latent's channels
+    ("latent", [1, c, T, H, W]); Wan2.1 has CLIP's states as extra keys, too ("image", [1, K, image_dim]).
+    Wan2.2 of one expert has it as the latent's first frame (`FIRST_FRAME`).
 
-    def look(self, image: str, latent: Shape3) -> Conditions:
-        picture = open_picture(image)
-        frames, height, width = self._pixels(latent)
-        pixels = self._pipeline.video_processor.preprocess(picture, height=height, width=width)
-        _, condition = self._pipeline.prepare_latents(
-            pixels.to(self.device, dtype=torch.float32),
-            1,
-            self.geometry.channels,
-            height,
-            width,
-            frames,
-            torch.float32,
-            self.device,
-            latents=torch.zeros(1, self.geometry.channels, *latent, device=self.device),
+    Args:
+        pipeline: of the model, with its VAE. pixels: (frames, height, width) of the video.
+        dtype: of the transformer.
+
+    Raises:
+        UserError: the picture cannot be read.
+    """
+    frames, height, width = pixels
+    picture, geometry = open_picture(image), parts.geometry
+    maker = pipeline
+    if not isinstance(pipeline, WanImageToVideoPipeline):  # as one loads a WanPipeline's folder for pictures
+        maker = WanImageToVideoPipeline(
+            tokenizer=None,
+            text_encoder=None,
+            vae=pipeline.vae,
+            scheduler=pipeline.scheduler,
+            expand_timesteps=geometry.first_frame,
         )
-        found = {"latent": condition.to(self.dtype)}
-        if self.geometry.image_tokens:
-            found["image"] = self._states(picture).to(self.dtype)
-        return found
+    channels, (_, down, _) = geometry.channels, geometry.vae_stride
+    frame = torch.zeros(1, channels, 1, height // down, width // down, device=device)
+    _, condition, *_ = maker.prepare_latents(
+        maker.video_processor.preprocess(picture, height=height, width=width).to(device, torch.float32),
+        1,
+        channels,
+        height,
+        width,
+        frames,
+        torch.float32,
+        device,
+        latents=frame,  # noise, of which we have our own: only its device and dtype are looked at
+    )
+    if geometry.first_frame:
+        return {FIRST_FRAME: condition}
+    found = {"latent": condition.to(dtype)}
+    if geometry.image_tokens:
+        found["image"] = _states(parts, picture, device).to(dtype)
+    return found
 
-    def _states(self, picture: Image.Image) -> torch.Tensor:
-        """CLIP's states [1, K, image_dim]; the encoder is in memory only meanwhile."""
-        kept = ("image_encoder", "image_processor")
-        others = {
-            name: None
-            for name, kind in self._parts.index.items()
-            if isinstance(kind, list | tuple) and name not in kept
-        }
-        folder = model_folder(self._parts.source)
-        with sentence(str(folder)):
-            pipeline = self._parts.pipeline.from_pretrained(
-                folder, dtype={"image_encoder": torch.float32}, **others
-            ).to(self.device)
-            states: torch.Tensor = pipeline.encode_image(picture, self.device)
-        return states
+
+def _states(parts: Parts, picture: Image.Image, device: torch.device) -> torch.Tensor:
+    """CLIP's states [1, K, image_dim]; the encoder is in memory only meanwhile."""
+    kept = ("image_encoder", "image_processor")
+    others = {
+        name: None
+        for name, kind in parts.index.items()
+        if isinstance(kind, list | tuple) and name not in kept
+    }
+    folder = model_folder(parts.source)
+    with sentence(str(folder)):
+        pipeline = parts.pipeline.from_pretrained(folder, dtype={"image_encoder": torch.float32}, **others)
+        states: torch.Tensor = pipeline.to(device).encode_image(picture, device)
+    return states
 
 
 def open_picture(path: str) -> Image.Image:
@@ -73,20 +90,3 @@ def open_picture(path: str) -> Image.Image:
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as problem:
         raise UserError(f"{path} cannot be read as an image: give one that is complete") from problem
     return picture
-
-
-def check_i2v(parts: Parts) -> None:
-    """As `check_wan`; and what would have to be done per token is refused.
-
-    Raises:
-        UserError: configs that do not go together, or a kind that is not supported.
-    """
-    if parts.index.get("expand_timesteps"):
-        raise UserError(
-            f"{parts.source} conditions its first frame by timesteps per token (Wan2.2 TI2V), which is not "
-            "supported for images: use it as text-to-video, or give a Wan2.1 image-to-video model"
-        )
-    check_wan(parts)
-
-
-WAN_I2V = Adapter(check_i2v, WanText, WanImageModel)

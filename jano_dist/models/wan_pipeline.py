@@ -18,12 +18,13 @@ from jano_dist.models.folder import Parts, sentence
 from jano_dist.models.loading import Adapter, Held
 from jano_dist.models.text import TextEncoder, to_dtype
 from jano_dist.models.wan import WanTransformer
+from jano_dist.models.wan_i2v import look
 from jano_dist.models.wan_vae import VideoDecoder
 from jano_dist.tokens.grid import Shape3
 
 
 class WanModel:
-    """A Wan2.1 text-to-video pipeline. See `DiffusionModel` for the methods.
+    """A Wan pipeline, of text or of an image. See `DiffusionModel` for the methods.
 
     Args:
         pipeline: transformer (its weights already where they are to lie), VAE and scheduler; the
@@ -40,7 +41,7 @@ class WanModel:
         if held.vae_tiling:
             pipeline.vae.enable_tiling()
         self._decoder = VideoDecoder(pipeline.vae, parallel=held.vae_parallel)
-        self.geometry = parts.geometry
+        self.geometry, self._parts = parts.geometry, parts
         self.device, self.dtype = held.device, self._experts[0].dtype
         self.unpatchify = self._experts[0].unpatchify
 
@@ -51,8 +52,8 @@ class WanModel:
         return to_dtype(self._text.encode(prompts, self.device), self.dtype)
 
     def look(self, image: str, latent: Shape3) -> Conditions:
-        self.geometry.check_image(image)  # refuses it
-        return {}
+        self.geometry.check_image(image)
+        return look(self._pipeline, self._parts, image, self._pixels(latent), self.device, self.dtype)
 
     def branch(self, conditions: Conditions, guidance: float = 1.0, expert: int = 0) -> Branch:
         return replace(self._experts[expert].branch(conditions), expert=expert)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from diffusers import WanImageToVideoPipeline
 from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -30,6 +31,17 @@ CASES = [
     ("a box", 1, (48, 32), 1.0),
     ("a blue box stays still", 2, (32, 32), 4.0),
 ]
+
+
+# Block caches that find nothing to reuse.
+NEVER = {
+    "teacache": {"policy.threshold": 1e-9},
+    "magcache": {"policy.threshold": 1e-9, "policy.ratios": [0.9] * 16},
+    "fbcache": {"policy.threshold": 1e-9},
+    "taylorseer": {"policy.interval": 1},
+    "pab": {"policy.self_range": 1, "policy.cross_range": 1},
+    "toca": {"policy.interval": 1, "policy.cross_interval": 1},
+}
 
 
 class Kind:
@@ -61,9 +73,12 @@ class Kind:
         ).frames[0]
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["clip", "no clip"])
+KINDS = {"clip": {}, "no clip": {"clip": False}, "two experts": {"clip": False, "boundary": 0.8}}
+
+
+@pytest.fixture(scope="module", params=KINDS.values(), ids=KINDS)
 def i2v(request, tmp_path_factory):
-    return Kind(tmp_path_factory.mktemp("i2v") / "model", i2v_pipeline(clip=request.param))
+    return Kind(tmp_path_factory.mktemp("i2v") / "model", i2v_pipeline(**request.param))
 
 
 @pytest.mark.parametrize(("prompt", "seed", "size", "guidance"), CASES)
@@ -85,10 +100,13 @@ def test_pixels_and_the_picture_counts(i2v, tmp_path):
 
 @torch.inference_mode()
 def test_a_partial_step_equals_the_rows_of_a_full_one(i2v, tmp_path):
-    model, shape, tokens = i2v.engine(picture(tmp_path / "image.png", 0)).model, (2, 4, 6), 12
+    image = picture(tmp_path / "image.png", 0)
+    check_partial_step(i2v.engine(image).model, image, (2, 4, 6), 12)
+
+
+def check_partial_step(model, image, shape, tokens):
     geometry, timestep, latent = model.geometry, torch.tensor(600.0), model.noise(shape, seed=4)
-    seen = model.encode(["a red ball"]) | model.look(str(tmp_path / "image.png"), shape)
-    branch = model.branch(seen)
+    branch = model.branch(model.encode(["a red ball"]) | model.look(str(image), shape))
     levels = torch.tensor([3, 1, 2] * 4, dtype=torch.uint8)
     plan = TokenPlan.from_levels(levels)
     cache = KVCache(geometry.layers, tokens, geometry.heads, geometry.head_dim, model.dtype, model.device)
@@ -100,10 +118,13 @@ def test_a_partial_step_equals_the_rows_of_a_full_one(i2v, tmp_path):
 
 
 def test_everything_active_equals_full(i2v, tmp_path):
-    image = picture(tmp_path / "image.png", 0)
-    full = i2v.engine(image).generate("a red ball", seed=1).latents
+    check_everything_active(i2v, picture(tmp_path / "image.png", 0), (32, 48))
+
+
+def check_everything_active(kind, image, size):
+    full = kind.engine(image, size=size).generate("a red ball", seed=1).latents
     thresholds = {"policy.static_threshold": 0.0, "policy.moderate_threshold": 0.0}
-    jano = i2v.engine(image, "jano", overrides=thresholds).generate("a red ball", seed=1)
+    jano = kind.engine(image, "jano", size=size, overrides=thresholds).generate("a red ball", seed=1)
     assert jano.record["levels"]["active"] == 1.0
     assert (jano.latents - full).abs().max() <= 1e-6
 
@@ -128,23 +149,68 @@ def test_sizes(i2v):
 
 
 class TestWan22OfOneExpert:
+    """A timestep per token: of the first frame, where that is the picture, it is 0."""
+
     @pytest.fixture(scope="class")
     def ti2v(self, tmp_path_factory):
         return Kind(tmp_path_factory.mktemp("ti2v") / "model", ti2v_pipeline())
 
+    @pytest.fixture(scope="class")
+    def theirs(self, ti2v):
+        """The same folder as one that makes videos of pictures."""
+        kind = Kind.__new__(Kind)
+        kind.theirs = WanImageToVideoPipeline.from_pretrained(ti2v.folder, image_encoder=None)
+        kind.theirs.set_progress_bar_config(disable=True)
+        assert kind.theirs.config.expand_timesteps
+        return kind
+
     @pytest.mark.parametrize(
         ("prompt", "seed", "size"), [("a red ball", 0, (64, 96)), ("a box", 1, (96, 64))]
     )
-    def test_latents(self, ti2v, prompt, seed, size):
-        """From text the timesteps of all tokens are the same, so one says it."""
+    def test_latents_from_text(self, ti2v, prompt, seed, size):
+        """The timesteps of all tokens are the same, so one says it."""
         ours = ti2v.engine(None, size=size).generate(prompt, seed=seed).latents
         assert ours.shape == (6, 2, size[0] // 16, size[1] // 16)
         assert (ours - ti2v.reference(prompt, seed, size, 4.0)).abs().max() <= 1e-5
 
-    def test_pixels(self, ti2v):
-        ours = ti2v.engine(None, size=(64, 96)).generate("a box", seed=1).frames
-        theirs = ti2v.reference("a box", 1, (64, 96), 4.0, "np")
-        assert np.abs(ours / 255 - theirs).max() <= 0.51 / 255
+    @pytest.mark.parametrize(
+        ("prompt", "seed", "size", "guidance"),
+        [
+            ("a red ball", 0, (64, 96), 4.0),
+            ("a box", 1, (96, 64), 1.0),
+            ("a blue box stays still", 2, (64, 64), 4.0),
+        ],
+    )
+    def test_latents_from_a_picture(self, ti2v, theirs, tmp_path, prompt, seed, size, guidance):
+        image = picture(tmp_path / "image.png", seed)
+        ours = ti2v.engine(image, size=size, guidance=guidance).generate(prompt, seed=seed).latents
+        reference = theirs.reference(prompt, seed, size, guidance, image=Image.open(image).convert("RGB"))
+        assert (ours - reference).abs().max() <= 1e-5
+
+    def test_pixels(self, ti2v, theirs, tmp_path):
+        image = picture(tmp_path / "image.png", 0)
+        for ours, own in ((ti2v, {}), (theirs, {"image": Image.open(image).convert("RGB")})):
+            given = image if own else None
+            made = ti2v.engine(given, size=(64, 96)).generate("a box", seed=1).frames
+            reference = ours.reference("a box", 1, (64, 96), 4.0, "np", **own)
+            assert np.abs(made / 255 - reference).max() <= 0.51 / 255
+
+    @torch.inference_mode()
+    def test_a_partial_step_equals_the_rows_of_a_full_one(self, ti2v, tmp_path):
+        image = picture(tmp_path / "image.png", 0)
+        model, tokens = ti2v.engine(image, size=(64, 96)).model, 12
+        check_partial_step(model, image, (2, 4, 6), tokens)
+
+    def test_everything_active_equals_full(self, ti2v, tmp_path):
+        check_everything_active(ti2v, picture(tmp_path / "image.png", 0), (64, 96))
+
+    @pytest.mark.parametrize("policy", NEVER)
+    def test_caches_inside_blocks(self, ti2v, tmp_path, policy):
+        """With a cache that never finds anything to reuse, whatever it looks at, the video is the full one."""
+        image, size = picture(tmp_path / "image.png", 0), (64, 96)
+        full = ti2v.engine(image, size=size).generate("a red ball", seed=1).latents
+        made = ti2v.engine(image, policy, size=size, overrides=NEVER[policy]).generate("a red ball", seed=1)
+        assert (made.latents - full).abs().max() <= 1e-6
 
 
 class TestRefused:
@@ -163,10 +229,3 @@ class TestRefused:
             i2v.engine(tmp_path / "image.png").generate("a")
         with pytest.raises(UserError, match=r"there is no image .*none.png: give a file"):
             i2v.engine(tmp_path / "none.png").generate("a")
-
-    def test_an_image_by_timesteps_per_token(self, tmp_path):
-        pipeline = i2v_pipeline(clip=False)
-        pipeline.register_to_config(expand_timesteps=True)
-        pipeline.save_pretrained(tmp_path)
-        with pytest.raises(UserError, match=r"timesteps per token .*: use it as text-to-video"):
-            Engine(load_config("wan-tiny", overrides={"model.name": str(tmp_path), "sampling.image": "x"}))

@@ -66,8 +66,8 @@ def _texts() -> dict[str, Any]:
     }
 
 
-def i2v_pipeline(*, clip: bool = True) -> WanImageToVideoPipeline:
-    """Image-to-video, with CLIP's states as extra keys (Wan2.1) or without (Wan2.2)."""
+def i2v_pipeline(*, clip: bool = True, boundary: float | None = None) -> WanImageToVideoPipeline:
+    """Image-to-video, with CLIP's states as extra keys (Wan2.1) or without (Wan2.2), then with two experts."""
     torch.manual_seed(3)
     extra = {"image_dim": 20, "added_kv_proj_dim": 72} if clip else {}
     vision = CLIPVisionConfig(
@@ -80,6 +80,8 @@ def i2v_pipeline(*, clip: bool = True) -> WanImageToVideoPipeline:
         vae=_vae(4),
         image_encoder=CLIPVisionModel(vision) if clip else None,
         image_processor=CLIPImageProcessor(crop_size=size, size=size) if clip else None,
+        transformer_2=_transformer(4, in_channels=12, **extra) if boundary else None,
+        boundary_ratio=boundary,
         **_texts(),
     )
 
