@@ -42,6 +42,8 @@ def test_known_models_have_their_config():
     assert names["Wan-AI/Wan2.1-T2V-14B-Diffusers"] == "wan2.1-14b-480p"
     assert names["Wan-AI/Wan2.1-T2V-1.3B-Diffusers"] == "wan2.1-1.3b-480p"
     assert names["Wan-AI/Wan2.2-T2V-A14B-Diffusers"] == "wan2.2-t2v-a14b-720p"
+    assert names["Wan-AI/Wan2.1-I2V-14B-480P-Diffusers"] == "wan2.1-i2v-14b-480p"
+    assert names["Wan-AI/Wan2.2-I2V-A14B-Diffusers"] == "wan2.2-i2v-a14b-720p"
     assert names["Wan-AI/Wan2.2-TI2V-5B-Diffusers"] == "wan2.2-ti2v-5b-720p"
     assert names["black-forest-labs/FLUX.1-schnell"] == "flux.1-schnell-1024"
     assert names["stabilityai/stable-diffusion-3.5-large"] == "sd3-1024"
