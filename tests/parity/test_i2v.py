@@ -206,7 +206,7 @@ class TestWan22OfOneExpert:
 
     @pytest.mark.parametrize("policy", NEVER)
     def test_caches_inside_blocks(self, ti2v, tmp_path, policy):
-        """With a cache that never finds anything to reuse, whatever it looks at, the video is the full one."""
+        """A cache that never finds anything to reuse makes the full video, whatever it looks at."""
         image, size = picture(tmp_path / "image.png", 0), (64, 96)
         full = ti2v.engine(image, size=size).generate("a red ball", seed=1).latents
         made = ti2v.engine(image, policy, size=size, overrides=NEVER[policy]).generate("a red ball", seed=1)

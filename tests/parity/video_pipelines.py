@@ -67,7 +67,7 @@ def _texts() -> dict[str, Any]:
 
 
 def i2v_pipeline(*, clip: bool = True, boundary: float | None = None) -> WanImageToVideoPipeline:
-    """Image-to-video, with CLIP's states as extra keys (Wan2.1) or without (Wan2.2), then with two experts."""
+    """Image-to-video: CLIP's states as extra keys (Wan2.1), or none and two experts (Wan2.2)."""
     torch.manual_seed(3)
     extra = {"image_dim": 20, "added_kv_proj_dim": 72} if clip else {}
     vision = CLIPVisionConfig(
