@@ -135,7 +135,9 @@ class Engine:
         everyone = mesh or Mesh(
             ulysses=ranks_started(), device=device, timeout_seconds=config.runtime.timeout_seconds
         )
-        self._files = b"" if model else model_digest(config.model.name, config.model.loras)
+        self._files = (
+            b"" if model else model_digest(config.model.name, (*config.model.loras, *config.model.loras_2))
+        )
         self._check_alike(everyone)
         refuse_shared_gpus(everyone, gpu_uuid(device))
         self._sampler = sampler or open_sampler(gpu_uuid(device))
@@ -158,6 +160,7 @@ class Engine:
             weights=config.model.weights,
             experts=config.model.experts,
             loras=config.model.loras,
+            loras_2=config.model.loras_2,
             begin=lambda: (observer or NullObserver()).phase("load"),
         )
         self._load_seconds = time.perf_counter() - started

@@ -35,7 +35,7 @@ def preflight(config: Config, *, world: int, local_world: int | None) -> str:
         raise UserError(str(error)) from error
     sizes = read_sizes(name)
     degrees = mesh_for(sizes, config, world=world, local_world=local_world or world)
-    check_model(name, config.model.loras)
+    check_model(name, config.model.loras, config.model.loras_2)
     if local_world is not None:
         check_fit(config, degrees, pick_device(config.runtime), local_world=local_world)
     return mesh_choice(sizes, config, degrees, local_world=local_world or world)

@@ -25,6 +25,7 @@ class Call:
 _KEYS = {
     "model": "model.name",
     "lora": "model.lora",
+    "lora_2": "model.lora_2",
     "seed": "sampling.seed",
     "image": "sampling.image",
     "frames": "video.frames",
@@ -45,6 +46,10 @@ SetOption = Annotated[list[str] | None, typer.Option("--set", help="key=value, a
 LoraOption = Annotated[
     list[str] | None,
     typer.Option("--lora", metavar="FILE[:SCALE]", help="A LoRA's file or hub name; repeatable."),
+]
+Lora2Option = Annotated[
+    list[str] | None,
+    typer.Option("--lora-2", metavar="FILE[:SCALE]", help="The same for a second expert (Wan2.2 A14B)."),
 ]
 CfgOption = Annotated[int | None, typer.Option("--cfg", help="2: one guidance branch per half of the ranks.")]
 KvOption = Annotated[int | None, typer.Option("--kv", help="Shards of a branch's keys and values.")]

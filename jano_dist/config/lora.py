@@ -24,7 +24,7 @@ def split_lora(text: str) -> tuple[str, float]:
         scale = math.nan
     if not name or not math.isfinite(scale):
         raise ValueError(
-            f"model.lora {text!r} is not FILE or FILE:SCALE with a number as its scale: write for example "
+            f"the LoRA {text!r} is not FILE or FILE:SCALE with a number as its scale: write for example "
             f"{name or 'style.safetensors'}:0.8"
         )
     return name, scale

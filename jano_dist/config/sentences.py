@@ -34,7 +34,7 @@ def sentence(error: Mapping[str, Any], raw: Mapping[str, Any]) -> str:
             return f"{key} is a section, not {given!r}: set one of the keys in it"
         case "union_tag_not_found":
             return f"{key} has no name: choose one of {', '.join(POLICIES)}"
-        case "tuple_type" if key == "model.lora":
+        case "tuple_type" if key.startswith("model.lora"):
             return f"{key} should be a list such as [style.safetensors:0.8], not {given!r}: correct it"
         case "tuple_type":
             return f"{key} should be a list such as [1, 4, 4], not {given!r}: correct it"

@@ -13,6 +13,9 @@ FEW_STEPS = 8  # as models that are distilled take; each changes the whole laten
 _Edge = Annotated[Int, Field(ge=1)]
 
 
+_Loras = Annotated[tuple[Text, ...], BeforeValidator(one_or_more), AfterValidator(checked)]
+
+
 class ModelConfig(Frozen):
     """Which weights, and how they are held."""
 
@@ -34,14 +37,18 @@ class ModelConfig(Frozen):
     )
     vae_tiling: bool = Field(False, description="decode in overlapping tiles, which takes less memory")
     max_sequence_length: Int = Field(512, ge=1, description="text tokens a prompt is padded to")
-    lora: Annotated[tuple[Text, ...], BeforeValidator(one_or_more), AfterValidator(checked)] = Field(
-        (), description="FILE_OR_NAME[:SCALE] of each LoRA; they add up"
-    )
+    lora: _Loras = Field((), description="FILE_OR_NAME[:SCALE] of each LoRA; they add up")
+    lora_2: _Loras = Field((), description="the same for a second expert, which the first one's do not touch")
 
     @property
     def loras(self) -> tuple[tuple[str, float], ...]:
         """File or hub name, and scale, of each LoRA."""
         return tuple(split_lora(text) for text in self.lora)
+
+    @property
+    def loras_2(self) -> tuple[tuple[str, float], ...]:
+        """The same of a second expert."""
+        return tuple(split_lora(text) for text in self.lora_2)
 
 
 class VideoConfig(Frozen):
@@ -151,7 +158,7 @@ class Config(Frozen):
 def notes_on_skipping(config: Config) -> list[str]:
     """A sentence where a policy that skips has hardly anything to skip."""
     steps, name = config.sampling.steps, config.policy.name
-    distilled = [lora for lora, _ in config.model.loras if is_distilled(lora)]
+    distilled = [lora for lora, _ in (*config.model.loras, *config.model.loras_2) if is_distilled(lora)]
     if name == "full":
         return []
     if steps <= FEW_STEPS:
@@ -169,6 +176,7 @@ def of_second_expert(config: Config) -> dict[str, object]:
     return {
         "policy.warmup_2": getattr(config.policy, "warmup_2", None),
         "sampling.guidance_2": config.sampling.guidance_2,
+        "model.lora_2": config.model.lora_2 or None,
     }
 
 

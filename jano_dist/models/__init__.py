@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jano_dist.errors import UserError
 from jano_dist.models.base import (
     Branch,
     Conditions,
@@ -49,22 +48,20 @@ def read_geometry(name: str) -> Geometry:
     return _checked_parts(name)[1]
 
 
-def check_model(name: str, loras: Loras = ()) -> tuple[Path, Parts]:
+def check_model(name: str, loras: Loras = (), loras_2: Loras = ()) -> tuple[Path, Parts]:
     """The folder of a model whose files are whole, and its parts.
 
     Args:
-        loras: to be fused into it.
+        loras: to be fused into it. loras_2: into its second expert, if it has one.
 
     Raises:
         UserError: files are missing, truncated or without weights the model has, or a LoRA is not for it.
     """
     parts, _ = _checked_parts(name)
     folder, parts = whole_parts(name, parts)
-    if loras and "transformer_2" in parts.skeletons:
-        raise UserError(
-            "a LoRA is fused into one transformer, and this model has two experts: leave --lora out"
-        )
     check_loras(loras, parts.pipeline, parts.skeletons["transformer"])
+    if "transformer_2" in parts.skeletons:
+        check_loras(loras_2, parts.pipeline, parts.skeletons["transformer_2"])
     return folder, parts
 
 
@@ -86,7 +83,7 @@ def load_model(name: str, *, begin: Callable[[], object] = lambda: None, **held:
         UserError: unknown model, or files missing, truncated or without weights the model has, or a LoRA that
             is not for it.
     """
-    folder, parts = check_model(name, held.get("loras", ()))
+    folder, parts = check_model(name, held.get("loras", ()), held.get("loras_2", ()))
     begin()
     return load_adapter(_ADAPTERS[parts.family.name], folder, parts, Held(**held))
 

@@ -31,7 +31,7 @@ class Held:
         experts: `both` on the device, or one at a time (`swap`).
         vae_parallel: `auto`: all ranks decode; `single`: the coordinator alone.
         vae_tiling: decode in overlapping tiles.
-        loras: fused into the transformer, see `fuse_loras`.
+        loras: fused into the transformer, see `fuse_loras`. loras_2: into the second expert.
     """
 
     dtype: str
@@ -44,6 +44,7 @@ class Held:
     vae_parallel: str = "auto"
     vae_tiling: bool = False
     loras: Loras = ()
+    loras_2: Loras = ()
 
 
 @dataclass(frozen=True)
@@ -81,12 +82,12 @@ def load_pipeline(folder: Path, parts: Parts, held: Held) -> Any:
 
 def _placed(name: str, folder: Path, parts: Parts, held: Held) -> Any:
     """One of the transformers; the second waits in host memory where they take turns on the device."""
-    dtype = _dtype(folder / name, held)
+    dtype, loras = _dtype(folder / name, held), held.loras if name == "transformer" else held.loras_2
 
     def read() -> Any:
         with sentence(str(folder)):
             transformer = type(parts.skeletons[name]).from_pretrained(folder, subfolder=name, dtype=dtype)
-        fuse_loras(held.loras, parts.pipeline, transformer)
+        fuse_loras(loras, parts.pipeline, transformer)
         return transformer
 
     mesh = held.mesh or Mesh.single(held.device)

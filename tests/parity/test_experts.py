@@ -10,6 +10,7 @@ from jano_dist import Engine, UserError, load_config
 from jano_dist.account.memory import memory_of
 from jano_dist.degrees import Degrees
 from jano_dist.models.sizes import read_sizes
+from tests.lora import write_lora
 from tests.parity.video_pipelines import TEXT_TOKENS, experts_pipeline, read_back
 
 STEPS, SWITCH = 12, 6  # where the boundary of 0.8 lies at a shift of 3
@@ -65,13 +66,8 @@ def engine(folder, policy="full", overrides=None):
     return Engine(load_config("wan-tiny", policy=policy, overrides=SMALL | own))
 
 
-@pytest.mark.parametrize(
-    ("prompt", "seed", "second"),
-    [("a red ball", 0, None), ("a box", 1, 2.0), ("a blue box stays still", 2, 3.0)],
-)
-def test_full(theirs, folder, prompt, seed, second):
-    ours = engine(folder, overrides={"sampling.guidance_2": second}).generate(prompt, seed=seed).latents
-    reference = theirs(
+def latents_of(pipeline, prompt, seed, second):
+    return pipeline(
         prompt,
         negative_prompt="",
         num_frames=5,
@@ -84,6 +80,15 @@ def test_full(theirs, folder, prompt, seed, second):
         max_sequence_length=TEXT_TOKENS,
         output_type="latent",
     ).frames[0]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "seed", "second"),
+    [("a red ball", 0, None), ("a box", 1, 2.0), ("a blue box stays still", 2, 3.0)],
+)
+def test_full(theirs, folder, prompt, seed, second):
+    ours = engine(folder, overrides={"sampling.guidance_2": second}).generate(prompt, seed=seed).latents
+    reference = latents_of(theirs, prompt, seed, second)
     below = [step for step, each in enumerate(theirs.scheduler.timesteps) if each < 800]
     assert below[0] == SWITCH
     assert (ours - reference).abs().max() <= 1e-5
@@ -141,6 +146,21 @@ def test_other_policies_begin_anew(folder, policy):
     assert steps[SWITCH]["kind"] == steps[0]["kind"] == "full"
 
 
+@pytest.mark.parametrize("experts", ["both", "swap"])
+def test_each_expert_has_its_loras(theirs, folder, tmp_path, experts):
+    """As diffusers loads them with and without `load_into_transformer_2`, and fuses them."""
+    files = [write_lora(tmp_path, theirs.transformer, seed=seed) for seed in (1, 2)]
+    own = {"model.lora": [f"{files[0]}:0.5"], "model.lora_2": [str(files[1])], "model.experts": experts}
+    ours = engine(folder, overrides=own).generate("a box", seed=1).latents
+    fused = type(theirs).from_pretrained(folder)
+    fused.load_lora_weights(str(files[0]), adapter_name="first")
+    fused.load_lora_weights(str(files[1]), adapter_name="second", load_into_transformer_2=True)
+    fused.fuse_lora(components=["transformer"], adapter_names=["first"], lora_scale=0.5)
+    fused.fuse_lora(components=["transformer_2"], adapter_names=["second"])
+    assert (ours - latents_of(fused, "a box", 1, None)).abs().max() <= 1e-5
+    assert (ours - latents_of(theirs, "a box", 1, None)).abs().max() > 1e-3
+
+
 def test_memory(folder):
     """Both on the device, or one of them in host memory."""
     sizes, weights = read_sizes(str(folder)), {}
@@ -178,7 +198,6 @@ class TestRefused:
         with pytest.raises(UserError, match=r"experts swap .* fsdp .*: set one of the two only"):
             engine(folder, overrides={"model.experts": "swap", "model.weights": "fsdp"})
 
-    def test_a_lora(self, folder, tmp_path):
-        (tmp_path / "lora.safetensors").write_bytes(b"")
-        with pytest.raises(UserError, match=r"two experts: leave --lora out|lora"):
-            engine(folder, overrides={"model.lora": [str(tmp_path / "lora.safetensors")]})
+    def test_a_lora_of_the_second_expert_where_there_is_one_only(self, tmp_path):
+        with pytest.raises(UserError, match=r"model.lora_2 is of a second expert, .*: leave it out"):
+            Engine(load_config("wan-tiny", overrides={"model.lora_2": "second.safetensors:0.5"}))
