@@ -13,8 +13,12 @@ from jano_dist.errors import UserError
 _KINDS = (".jsonl", ".txt")
 _SHARED = ("model", "mesh", "runtime")  # sections that belong to a gang, not to a job
 # A line's short names of config keys.
-_SHORT = {"seed": "sampling.seed", "negative_prompt": "sampling.negative_prompt"}
-_SAMPLED = set(_SHORT.values())  # what `Engine.generate` takes for each video
+_SHORT = {
+    "seed": "sampling.seed",
+    "negative_prompt": "sampling.negative_prompt",
+    "image": "sampling.image",
+}
+_SAMPLED = {"sampling.seed", "sampling.negative_prompt"}  # what `Engine.generate` takes for each video
 _SAFE_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 _TAKEN = ("logs", "batch.json", "failures.jsonl", "results.jsonl")  # in the batch's folder
 
@@ -41,7 +45,7 @@ class Plan:
     """What a batch is of.
 
     Attributes:
-        configs: all that its jobs need; the first is the command line's own.
+        configs: all that its jobs need; the first is the command line's own, if a job has it.
         jobs: in the order of the prompts file.
     """
 
@@ -73,6 +77,8 @@ def read_plan(
             if text:
                 builder.add(number, _fields(text) if path.suffix == ".jsonl" else {"prompt": text})
         except UserError as error:
+            if error is builder.unusable:
+                raise  # the command line's fault, not the line's
             problems.append(f"{path}, line {number}: {error}")
             if not skip_bad:
                 raise UserError(f"{problems[-1]} (--skip-bad goes on without it)") from error
@@ -82,13 +88,23 @@ def read_plan(
 
 
 class _Builder:
-    """Jobs, and the configs they share."""
+    """Jobs, and the configs they share.
+
+    Attributes:
+        unusable: what is wrong with the command line's own config, where no line changes it: an
+            image-to-video model has no image but those of the lines.
+    """
 
     def __init__(self, configure: Callable[[Mapping[str, Any]], Config]) -> None:
         self._configure = configure
-        self.configs, self.jobs = [configure({})], list[Job]()
-        self._places = {"{}": 0}  # of a config, by what is changed in it
+        self.configs, self.jobs = list[Config](), list[Job]()
+        self._places: dict[str, int] = {}  # of a config, by what is changed in it
         self._lines: dict[str, int] = {}  # by id
+        self.unusable: UserError | None = None
+        try:
+            self._place({})
+        except UserError as error:
+            self.unusable = error
 
     def add(self, line: int, fields: Mapping[str, Any]) -> None:
         settings = _settings(fields)
@@ -115,6 +131,8 @@ class _Builder:
 
     def _place(self, settings: Mapping[str, Any]) -> int:
         known = json.dumps(settings, sort_keys=True)
+        if known == "{}" and self.unusable:
+            raise self.unusable
         if known not in self._places:
             self.configs.append(self._configure(settings))
             self._places[known] = len(self.configs) - 1

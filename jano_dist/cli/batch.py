@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -31,10 +31,12 @@ from jano_dist.cli.options import (
     SetOption,
     UlyssesOption,
     WaitOption,
+    config_name,
     config_overrides,
     given_path,
     named_keys,
 )
+from jano_dist.cli.picture import sized_by_image
 from jano_dist.cli.ranks import OPTIONS, Launch, check_cores, check_ranks, without_options
 from jano_dist.config import Config, RuntimeConfig, load_config, parse_overrides
 from jano_dist.errors import Interrupted, RunError, UserError, count
@@ -59,7 +61,9 @@ def batch(
     ],
     gangs: Annotated[int, typer.Option(help="Gangs, each at a video of its own.", min=1)] = 1,
     nproc: Annotated[int, typer.Option(help="Ranks of each gang.", min=1)] = 1,
-    config: Annotated[str | None, typer.Option(help=f"{CONFIG_HELP} Without one: {DEFAULT_CONFIG}.")] = None,
+    config: Annotated[
+        str | None, typer.Option(help=f"{CONFIG_HELP} Without one: that of the model, or {DEFAULT_CONFIG}.")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Model name, diffusers folder or hub name.")] = None,
     lora: LoraOption = None,
     lora_2: Lora2Option = None,
@@ -87,15 +91,7 @@ def batch(
         return
     if place.world > 1:
         raise UserError("batch starts the ranks of its gangs itself: start it once, without torchrun")
-    overrides = parse_overrides(config_overrides(set_, named_keys(context.params)))
-
-    def configure(changes: Mapping[str, Any]) -> Config:
-        name = DEFAULT_CONFIG if config is None else config
-        changed = load_config(name, preset=preset, policy=policy, overrides={**overrides, **changes})
-        check_numbers(changed, ranks=nproc)
-        return changed
-
-    plan, problems = read_plan(prompts, configure, skip_bad=skip_bad)
+    plan, problems = read_plan(prompts, _configure(context.params), skip_bad=skip_bad)
     check_ranks(nproc, plan.configs[0], place, launcher)
     if launcher == "local":
         check_cores(gangs * nproc, f"--gangs {gangs} x --nproc {nproc}")
@@ -109,6 +105,21 @@ def batch(
 
 
 _OPTIONS = (*OPTIONS, "--gangs")
+
+
+def _configure(params: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], Config]:
+    """What a line changes -> the command line's config with that."""
+    pairs = config_overrides(params["set_"], named_keys(params))
+    name, overrides = config_name(params["config"], pairs), parse_overrides(pairs)
+
+    def configure(changes: Mapping[str, Any]) -> Config:
+        own = {**overrides, **changes}
+        changed = load_config(name, preset=params["preset"], policy=params["policy"], overrides=own)
+        changed = sized_by_image(changed, asked=not own.keys().isdisjoint(("video.height", "video.width")))
+        check_numbers(changed, ranks=params["nproc"])
+        return changed
+
+    return configure
 
 
 def _drive(folder: BatchFolder, plan: Plan, arguments: Sequence[str], gangs: int, where: Launch) -> None:

@@ -101,10 +101,20 @@ def read_config(
     Raises:
         UserError: see `load_config`.
     """
-    if name is None:
-        model = parse_overrides(config_overrides(pairs, named)).get("model.name")
-        name = (isinstance(model, str) and model and usual_config(model)) or DEFAULT_CONFIG
-    return load_config(name, preset=preset, policy=policy, overrides=config_overrides(pairs, named))
+    overrides = config_overrides(pairs, named)
+    return load_config(config_name(name, overrides), preset=preset, policy=policy, overrides=overrides)
+
+
+def config_name(name: str | None, overrides: Sequence[str]) -> str:
+    """The config that was asked for; without one that of the model in the overrides, or the default.
+
+    Raises:
+        UserError: the model has no such name.
+    """
+    if name is not None:
+        return name
+    model = parse_overrides(overrides).get("model.name")
+    return (isinstance(model, str) and model and usual_config(model)) or DEFAULT_CONFIG
 
 
 def config_overrides(pairs: Sequence[str] | None, named: Mapping[str, Any]) -> list[str]:

@@ -33,6 +33,7 @@ from jano_dist.cli.options import (
     SetOption,
     UlyssesOption,
     WaitOption,
+    config_name,
     config_overrides,
     given_path,
     named_keys,
@@ -72,7 +73,9 @@ def tune(
         typer.Option(help="Time of all calls together; without it: until nothing is left to try."),
     ] = None,
     by: Annotated[Speed, typer.Option(help="What counts as speed: seconds, or counted FLOPs.")] = "wall",
-    config: Annotated[str | None, typer.Option(help=f"{CONFIG_HELP} Without one: {DEFAULT_CONFIG}.")] = None,
+    config: Annotated[
+        str | None, typer.Option(help=f"{CONFIG_HELP} Without one: that of the model, or {DEFAULT_CONFIG}.")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Model name, diffusers folder or hub name.")] = None,
     policy: PolicyOption = None,
     preset: PresetOption = None,
@@ -239,8 +242,8 @@ def _target(psnr: float | None, speedup: float | None, by: Speed, minutes: float
 
 def _asked_for(prompts: Path, params: Mapping[str, Any]) -> tuple[Config, list[tuple[str, int]], list[Case]]:
     """The config, each prompt with its seed, and the config's presets."""
-    name = DEFAULT_CONFIG if params["config"] is None else params["config"]
-    overrides = parse_overrides(config_overrides(params["set_"], named_keys(params)))
+    pairs = config_overrides(params["set_"], named_keys(params))
+    name, overrides = config_name(params["config"], pairs), parse_overrides(pairs)
 
     def configure(changes: Mapping[str, Any]) -> Config:
         if changes:

@@ -109,10 +109,11 @@ def usual_config(name: str) -> str | None:
             return "wan2.1-i2v-14b-480p"
     if geometry.experts > 1:
         return "wan2.2-t2v-a14b-720p"
+    if geometry.first_frame:
+        return "wan2.2-ti2v-5b-720p"
     sizes = {
         (12, 8): "wan2.1-1.3b-480p",
         (40, 8): "wan2.1-14b-480p",
-        (24, 16): "wan2.2-ti2v-5b-720p",
     }  # by heads and the VAE's stride
     return sizes.get((geometry.heads, geometry.vae_stride[1]))
 

@@ -127,7 +127,9 @@ class Geometry(ABC):
             UserError: it is not so.
         """
         if self.needs_image and not image:
-            raise UserError("this model makes videos of an image: give one with --image FILE")
+            raise UserError(
+                "this model makes videos of an image: give one with --image FILE, or for each line of a batch"
+            )
         if image and not self.takes_image:
             raise UserError(
                 f"this model makes videos of text alone: leave --image {image} out, or give an "

@@ -59,6 +59,24 @@ class TestPromptsFile:
         assert [config.policy.name for config in plan.configs] == ["jano", "jano", "full", "jano"]
         assert plan.configs[2].video.frames == 5
 
+    def test_images_of_lines_alone(self, tmp_path):
+        """What the command line lacks may be in every line."""
+
+        def needing_an_image(changes):
+            if "sampling.image" not in changes:
+                raise UserError("give an image")
+            return configure(changes)
+
+        path = tmp_path / "prompts.jsonl"
+        lines = [{"prompt": "a", "image": "a.png"}, {"prompt": "b", "image": "b.png"}]
+        path.write_text("\n".join(map(json.dumps, lines)))
+        plan, _ = read_plan(path, needing_an_image, skip_bad=False)
+        assert [plan.configs[job.config].sampling.image for job in plan.jobs] == ["a.png", "b.png"]
+        path.write_text("\n".join(map(json.dumps, [*lines, {"prompt": "c"}])))
+        for skip_bad in (False, True):  # not of one line, so nothing goes on without it
+            with pytest.raises(UserError, match=r"^give an image$"):
+                read_plan(path, needing_an_image, skip_bad=skip_bad)
+
     @pytest.mark.parametrize(
         ("line", "words"),
         [

@@ -28,6 +28,7 @@ from jano_dist.cli.options import (
     SetOption,
     UlyssesOption,
     WaitOption,
+    config_name,
     config_overrides,
     given_path,
     named_keys,
@@ -64,7 +65,9 @@ def quality(
     policy: Annotated[
         list[str] | None, typer.Option("--policy", help="Only cases of this policy; may be given again.")
     ] = None,
-    config: Annotated[str | None, typer.Option(help=f"{CONFIG_HELP} Without one: {DEFAULT_CONFIG}.")] = None,
+    config: Annotated[
+        str | None, typer.Option(help=f"{CONFIG_HELP} Without one: that of the model, or {DEFAULT_CONFIG}.")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Model name, diffusers folder or hub name.")] = None,
     set_: SetOption = None,
     frames: Annotated[int | None, typer.Option(help="Frames, 4n+1.")] = None,
@@ -99,8 +102,8 @@ def quality(
 
 def _plan(params: Mapping[str, Any], ranks: int) -> Plan:
     """What the command line asks for, looked at as far as it can be without torch."""
-    name = DEFAULT_CONFIG if params["config"] is None else params["config"]
     overrides = config_overrides(params["set_"], named_keys(params))
+    name = config_name(params["config"], overrides)
     base = load_config(name, overrides=overrides)
     rows = {row: load_config(name, preset=row, overrides=overrides) for row in preset_names(name)}
     presets = [preset_case(row, base, preset) for row, preset in rows.items()]

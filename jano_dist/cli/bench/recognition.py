@@ -30,7 +30,9 @@ from jano_dist.target import hold
 def recognition(
     context: typer.Context,
     out: OutOption,
-    config: Annotated[str | None, typer.Option(help=f"{CONFIG_HELP} Without one: {DEFAULT_CONFIG}.")] = None,
+    config: Annotated[
+        str | None, typer.Option(help=f"{CONFIG_HELP} Without one: that of the model, or {DEFAULT_CONFIG}.")
+    ] = None,
     preset: PresetOption = None,
     set_: SetOption = None,
     frames: Annotated[int | None, typer.Option(help="Frames, 4n+1.")] = None,

@@ -40,7 +40,9 @@ _GO_ON = "the same command goes on"
 def scaling(
     context: typer.Context,
     out: OutOption,
-    config: Annotated[str | None, typer.Option(help=f"{CONFIG_HELP} Without one: {DEFAULT_CONFIG}.")] = None,
+    config: Annotated[
+        str | None, typer.Option(help=f"{CONFIG_HELP} Without one: that of the model, or {DEFAULT_CONFIG}.")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Model name, diffusers folder or hub name.")] = None,
     preset: PresetOption = None,
     set_: SetOption = None,
