@@ -54,7 +54,11 @@ def batch(
     context: typer.Context,
     prompts: Annotated[
         Path,
-        typer.Argument(parser=given_path, metavar="PROMPTS", help="A .jsonl or .txt file, a video a line."),
+        typer.Argument(
+            parser=given_path,
+            metavar="PROMPTS",
+            help="A file, a video a line: .txt, or .jsonl with prompt, seed, image, any config key.",
+        ),
     ],
     out: Annotated[
         Path, typer.Option(parser=given_path, metavar="FOLDER", help="For a run folder per video.")
