@@ -150,14 +150,14 @@ def working_bytes(
     """Bytes of the buffers on the accelerator in which all layers of all branches take turns.
 
     8 bits: one layer in the native dtype. Host memory: two layers as they are kept, one in use and one
-    arriving. hidden: rotary tables, float32, 2 N_r D.
+    arriving. hidden: the rotary table, complex64, N_r D / 2.
     """
     elements, _ = _kept(geometry, tokens, degrees, cache, rank)
     total = elements * element if cache.dtype == "fp8" else 0
     if cache.device == "cpu":
         total += 2 * _layer_bytes(geometry, tokens, degrees, cache, element, rank)
     if cache.kind == "hidden":
-        total += 2 * own_rows(tokens, degrees, rank) * geometry.head_dim * 4
+        total += own_rows(tokens, degrees, rank) * geometry.head_dim * 4
     return total
 
 
@@ -294,7 +294,7 @@ def _activations(
     )
     return {
         "patch embedding": tokens * d * element,
-        "rotary tables": 2 * (tokens + own) * geometry.head_dim * 4,
+        "rotary table": own * geometry.head_dim * 4,
         "layer input": 3 * row,  # the rows picked, the rows now, and their normed copy
         **max(moments, key=lambda parts: sum(parts.values())),
     }

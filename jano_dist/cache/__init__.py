@@ -62,4 +62,4 @@ def make_caches(
     space = Workspace(1, (sizes.tokens, sizes.heads, dim), dtype, device, keeping)
     ropes: list[Rope] = []
     caches = [HiddenCache(sizes.layers, sizes.tokens, space=space, ropes=ropes) for _ in range(branches)]
-    return caches, space.nbytes + 2 * sizes.tokens * dim * 4
+    return caches, space.nbytes + sizes.tokens * dim * 4

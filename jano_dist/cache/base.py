@@ -12,8 +12,8 @@ from torch import Tensor
 # computes is a prefix of the buffers.
 Moves = Sequence[tuple[int, int, int]]
 
-# Cosines and sines of the rotary embedding, each [n, 1, D].
-Rope = tuple[Tensor, Tensor]
+# Rotary embedding: complex64 [n, 1, D/2], by what each pair of channels is turned.
+Rope = Tensor
 
 
 class LayerKV(Protocol):

@@ -34,7 +34,7 @@ class HiddenCache:
     Args:
         layers: of the transformer. tokens: this rank's own.
         space: of one tensor [tokens, H, D] per layer; shared by branches.
-        ropes: empty; shared by branches, for the rotary tables of this rank's tokens.
+        ropes: empty; shared by branches, for the rotary table of this rank's tokens.
     """
 
     projects_all = True

@@ -23,7 +23,7 @@ from jano_dist.attention.distributed import Attend, attend_locally
 from jano_dist.cache import Cache, LayerKV, NoCache, Rope
 from jano_dist.models.base import Branch, Conditions
 from jano_dist.models.placement import repeated_blocks
-from jano_dist.models.wan import rotate
+from jano_dist.models.wan import rotate, turns
 from jano_dist.tokens.grid import Shape3
 
 
@@ -50,7 +50,7 @@ class JointAttention:
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+        image_rotary_emb: Rope | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """[1, n, W], and the text's [1, m, W] where it has weights of its own, -> the same.
 
@@ -58,7 +58,7 @@ class JointAttention:
         """
         own_text = hidden_states[:, :0] if encoder_hidden_states is None else encoder_hidden_states
         x, text = torch.cat((own_text, hidden_states), dim=1)[0], own_text.shape[1]
-        rope = (x[:0], x[:0]) if image_rotary_emb is None else _tables(*image_rotary_emb)
+        rope = x[:0] if image_rotary_emb is None else image_rotary_emb
         q_nhd = _turned(_project(attn, "q", x, text), rope)
         kept, kept_rope = self.kv.inputs(x, rope)
         k_nhd = _turned(_project(attn, "k", kept, text), kept_rope)
@@ -70,12 +70,8 @@ class JointAttention:
         return image[None], projected[None]
 
 
-def _tables(cos: Tensor, sin: Tensor) -> Rope:
-    return cos.unsqueeze(1), sin.unsqueeze(1)  # [m + n, 1, D]
-
-
 def _turned(x_nhd: Tensor, rope: Rope) -> Tensor:
-    return rotate(x_nhd, rope) if rope[0].numel() else x_nhd
+    return rotate(x_nhd, rope) if rope.is_complex() else x_nhd
 
 
 def _project(attn: Any, name: str, x: Tensor, text: int) -> Tensor:
@@ -195,10 +191,11 @@ class FluxTransformer(JointTransformer):
             return_dict=False,
         )
 
-    def _pick_rope(self, module: nn.Module, args: Any, output: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+    def _pick_rope(self, module: nn.Module, args: Any, output: tuple[Tensor, Tensor]) -> Rope:
         call = self._call
         rows = torch.cat((call.text_rows, call.text + call.rows))
-        return tuple(table.index_select(0, rows) for table in output)  # [m + n, D]
+        cos, sin = (table.index_select(0, rows).unsqueeze(1) for table in output)
+        return turns(cos, sin)  # [m + n, 1, D/2]
 
     def unpatchify(self, rows: Tensor, latent: Shape3) -> Tensor:
         """See `DiffusionModel.unpatchify`."""
