@@ -159,6 +159,7 @@ class Engine:
             mesh=self.mesh,
             weights=config.model.weights,
             experts=config.model.experts,
+            compile=config.model.compile,
             loras=config.model.loras,
             loras_2=config.model.loras_2,
             begin=lambda: (observer or NullObserver()).phase("load"),

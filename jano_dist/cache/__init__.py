@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from jano_dist.cache.base import Cache, LayerKV, Moves, NoCache, Rope
+from jano_dist.cache.base import Cache, LayerKV, Moves, NoCache, Rope, untraced
 from jano_dist.cache.hidden import HiddenCache
 from jano_dist.cache.kv import KVCache
 from jano_dist.cache.rows import Keeping, Workspace
@@ -21,6 +21,7 @@ __all__ = [
     "Rope",
     "Workspace",
     "make_caches",
+    "untraced",
 ]
 
 

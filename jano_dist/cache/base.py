@@ -4,9 +4,19 @@ Shapes: n computed rows, N rows kept, W hidden size, H heads, D head dimension.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol, TypeVar, cast
 
+import torch
 from torch import Tensor
+
+_F = TypeVar("_F")
+
+
+def untraced(function: _F) -> _F:
+    """Runs as it is where blocks are compiled: what is kept, and exchanged between ranks, is no part of a
+    graph."""
+    return cast(_F, torch.compiler.disable(cast(Any, function)))
+
 
 # (from, to, length): which of the computed rows go where in the buffers (`Deal.moves`). What a step
 # computes is a prefix of the buffers.

@@ -7,7 +7,7 @@ them cross the wire in every step.
 
 from torch import Tensor
 
-from jano_dist.cache.base import Moves, Rope
+from jano_dist.cache.base import Moves, Rope, untraced
 from jano_dist.cache.rows import RowStore, Workspace, in_turn
 
 
@@ -15,6 +15,7 @@ class _LayerHidden:
     def __init__(self, store: RowStore, ropes: list[Rope], tokens: int) -> None:
         self._store, self._ropes, self._tokens = store, ropes, tokens
 
+    @untraced
     def inputs(self, x: Tensor, rope: Rope) -> tuple[Tensor, Rope]:
         rows = len(x)
         if rows == self._tokens and not self._ropes:

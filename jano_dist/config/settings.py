@@ -35,6 +35,9 @@ class ModelConfig(Frozen):
     experts: Literal["both", "swap"] = Field(
         "both", description="of a model with two: both on the device, or the one that runs"
     )
+    compile: bool = Field(
+        False, description="the transformer's blocks by torch.compile: minutes once, then fewer kernels"
+    )
     vae_tiling: bool = Field(False, description="decode in overlapping tiles, which takes less memory")
     max_sequence_length: Int = Field(512, ge=1, description="text tokens a prompt is padded to")
     lora: _Loras = Field((), description="FILE_OR_NAME[:SCALE] of each LoRA; they add up")
@@ -141,6 +144,11 @@ class Config(Frozen):
             raise ValueError(
                 f"policy {self.policy.name} skips blocks, which model.weights group_offload fetches ahead: "
                 "set model.weights to replicated or fsdp"
+            )
+        if self.policy.name in BLOCK_POLICIES and self.model.compile:
+            raise ValueError(
+                f"policy {self.policy.name} decides inside the blocks, which model.compile makes into fixed "
+                "kernels: set model.compile to false"
             )
         return self
 

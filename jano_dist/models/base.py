@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from jano_dist.attention.distributed import Attend
-from jano_dist.cache import Cache
+from jano_dist.cache import Cache, untraced
 from jano_dist.geometry import Geometry as Geometry
 from jano_dist.mesh import Mesh
 from jano_dist.tokens.grid import Shape3
@@ -25,6 +25,7 @@ class TextKV:
 
     kept: tuple[Tensor, Tensor] | None = None
 
+    @untraced
     def get(self, project: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         """The kept pair [L, H, D]; calls `project` the first time."""
         if self.kept is None:

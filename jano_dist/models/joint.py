@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from jano_dist.attention.distributed import Attend, attend_locally
-from jano_dist.cache import Cache, LayerKV, NoCache, Rope
+from jano_dist.cache import Cache, LayerKV, NoCache, Rope, untraced
 from jano_dist.models.base import Branch, Conditions
 from jano_dist.models.placement import repeated_blocks
 from jano_dist.models.wan import rotate, turns
@@ -62,12 +62,16 @@ class JointAttention:
         q_nhd = _turned(_project(attn, "q", x, text), rope)
         kept, kept_rope = self.kv.inputs(x, rope)
         k_nhd = _turned(_project(attn, "k", kept, text), kept_rope)
-        out = self.attend(q_nhd, k_nhd, _project(attn, "v", kept, text), self.kv).flatten(1)
+        out = self._attended(q_nhd, k_nhd, _project(attn, "v", kept, text)).flatten(1)
         if encoder_hidden_states is None:
             return out[None]
         own, image = out[:text], attn.to_out[0](out[text:])  # to_out[1] is dropout, idle at inference
         projected = own if attn.context_pre_only else attn.to_add_out(own)
         return image[None], projected[None]
+
+    @untraced
+    def _attended(self, q_nhd: Tensor, k_nhd: Tensor, v_nhd: Tensor) -> Tensor:
+        return self.attend(q_nhd, k_nhd, v_nhd, self.kv)
 
 
 def _turned(x_nhd: Tensor, rope: Rope) -> Tensor:

@@ -11,7 +11,7 @@ from jano_dist.mesh import Mesh
 from jano_dist.models.base import DiffusionModel
 from jano_dist.models.folder import Parts, sentence
 from jano_dist.models.lora import Loras, fuse_loras
-from jano_dist.models.placement import place
+from jano_dist.models.placement import place, repeated_blocks
 from jano_dist.models.text import TextEncoder
 from jano_dist.models.weights import stored_dtype
 
@@ -31,6 +31,7 @@ class Held:
         experts: `both` on the device, or one at a time (`swap`).
         vae_parallel: `auto`: all ranks decode; `single`: the coordinator alone.
         vae_tiling: decode in overlapping tiles.
+        compile: whether the blocks of the transformer are compiled.
         loras: fused into the transformer, see `fuse_loras`. loras_2: into the second expert.
     """
 
@@ -43,6 +44,7 @@ class Held:
     experts: str = "both"
     vae_parallel: str = "auto"
     vae_tiling: bool = False
+    compile: bool = False
     loras: Loras = ()
     loras_2: Loras = ()
 
@@ -93,7 +95,11 @@ def _placed(name: str, folder: Path, parts: Parts, held: Held) -> Any:
     mesh = held.mesh or Mesh.single(held.device)
     waits = name == "transformer_2" and held.experts == "swap"
     device = torch.device("cpu") if waits else held.device
-    return place(read, parts.skeletons[name], weights=held.weights, mesh=mesh, device=device)
+    placed = place(read, parts.skeletons[name], weights=held.weights, mesh=mesh, device=device)
+    if held.compile:
+        for block in repeated_blocks(placed):
+            block.compile(dynamic=True)  # at its first call, when the hooks are in; once for all blocks
+    return placed
 
 
 def load_adapter(adapter: Adapter, folder: Path, parts: Parts, held: Held) -> DiffusionModel:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from jano_dist.attention.distributed import Attend, attend_locally
 from jano_dist.attention.kernels import attention
-from jano_dist.cache import Cache, LayerKV, NoCache, Rope
+from jano_dist.cache import Cache, LayerKV, NoCache, Rope, untraced
 from jano_dist.models.base import FIRST_FRAME, Branch, Conditions, TextKV
 from jano_dist.reuse import BlockCache
 from jano_dist.reuse.base import PARTS
@@ -64,7 +64,11 @@ class SelfAttention:
         x, rope = self.kv.inputs(x, rope)
         k_nhd = rotate(_heads(attn.norm_k(attn.to_k(x)), attn.heads), rope)
         v_nhd = _heads(attn.to_v(x), attn.heads)
-        return _output(attn, self.attend(q_nhd, k_nhd, v_nhd, self.kv))
+        return _output(attn, self._attended(q_nhd, k_nhd, v_nhd))
+
+    @untraced
+    def _attended(self, q_nhd: Tensor, k_nhd: Tensor, v_nhd: Tensor) -> Tensor:
+        return self.attend(q_nhd, k_nhd, v_nhd, self.kv)
 
 
 class CrossAttention:

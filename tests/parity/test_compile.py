@@ -1,0 +1,87 @@
+"""Compiled blocks: the same numbers, and no compilation per layer or per number of rows."""
+
+from functools import partial
+
+import pytest
+import torch
+import torch._dynamo
+from torch._dynamo.utils import counters
+
+from jano_dist import Engine, UserError, load_config
+from tests.parity import image_pipelines, video_pipelines
+from tests.parity.image_pipelines import flux_pipeline, sd3_pipeline
+from tests.parity.video_pipelines import i2v_pipeline
+
+JANO = {
+    "policy.warmup": 3,
+    "policy.cooldown": 1,
+    "policy.static_threshold": 0.3,
+    "policy.moderate_threshold": 0.6,
+    "policy.static_interval": 4,
+    "policy.moderate_interval": 2,
+    "sampling.steps": 10,
+    "sampling.guidance": 4.0,
+}
+
+
+@pytest.fixture(autouse=True)
+def graphs(monkeypatch):
+    """Counts compilations. What is traced runs as it is, so that a test takes seconds and no C++ compiler."""
+    compiled = partial(torch.compile, backend="eager")
+    monkeypatch.setattr(torch, "compile", compiled)
+    torch._dynamo.reset()
+    counters.clear()
+    yield lambda: counters["stats"]["unique_graphs"]
+    torch._dynamo.reset()
+
+
+def latents(overrides):
+    return Engine(load_config("wan-tiny", policy="jano", overrides=JANO | overrides)).generate(
+        "a box", seed=1
+    )
+
+
+def settings(folder, kind):
+    if kind == "i2v":
+        image = video_pipelines.picture(folder / "image.png", 0)
+        own = {"video.frames": 5, "video.height": 32, "video.width": 48, "sampling.image": str(image)}
+        own |= {"model.max_sequence_length": video_pipelines.TEXT_TOKENS, "policy.block": [1, 2, 2]}
+        i2v_pipeline().save_pretrained(folder)
+    else:
+        own = {"video.frames": 1, "video.height": 32, "video.width": 24, "policy.block": [1, 4, 4]}
+        own |= {"model.max_sequence_length": image_pipelines.TEXT_TOKENS}
+        {"flux": flux_pipeline, "sd3": sd3_pipeline}[kind]().save_pretrained(folder)
+    return {"model.name": str(folder), **own}
+
+
+@pytest.mark.parametrize(("kind", "cache"), [("i2v", "kv"), ("flux", "kv"), ("sd3", "hidden")])
+def test_the_same_latents(tmp_path, kind, cache):
+    own = settings(tmp_path, kind) | {"cache.kind": cache}
+    plain, compiled = latents(own), latents(own | {"model.compile": True})
+    assert {step["kind"] for step in plain.record["steps"]} >= {"full", "refresh", "active", "moderate"}
+    assert (compiled.latents - plain.latents).abs().max() <= 1e-6
+
+
+def test_no_compilation_per_layer_or_step(graphs):
+    """wan-tiny's six blocks: per kind of step a graph for each piece between attention and caches."""
+    small = {"video.frames": 5, "video.height": 64, "video.width": 64, "model.compile": True}
+    first = latents(small)
+    pieces, kinds = 4, len({step["kind"] for step in first.record["steps"]})
+    assert 0 < graphs() <= pieces * kinds
+    before = graphs()
+    torch._dynamo.config.error_on_recompile, kept = True, torch._dynamo.config.error_on_recompile
+    try:
+        again = Engine(load_config("wan-tiny", policy="jano", overrides=JANO | small)).generate(
+            "a box", seed=1
+        )
+    finally:
+        torch._dynamo.config.error_on_recompile = kept
+    assert graphs() == before
+    assert torch.equal(again.latents, first.latents)
+
+
+def test_refused_with_caches_inside_blocks():
+    with pytest.raises(
+        UserError, match=r"teacache decides inside the blocks, .*: set model.compile to false"
+    ):
+        load_config("wan-tiny", policy="teacache", overrides={"model.compile": True})
