@@ -145,7 +145,7 @@ class Engine:
             check_whole_steps(config, self.mesh.degrees)
         check_policy(config.policy.name, self.mesh.degrees, block_caches=geometry.block_caches)
         if model is None:
-            check_fit(config, self.mesh.degrees, device, local_world=ranks_per_node())
+            check_fit(config, self.mesh.degrees, device, local_world=ranks_per_node(), formed=True)
         started = time.perf_counter()
         self.model: DiffusionModel = model or load_model(
             config.model.name,
