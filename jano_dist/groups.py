@@ -140,8 +140,8 @@ def _try_out(name: str, group: Any, device: torch.device, seconds: float) -> Non
         raise failure(error, name, ranks) from error
     if heard != (ranks[:1] * len(ranks) if name in ("world", "node") else ranks):
         raise RunError(
-            f"{_whose(name, ranks)} received other numbers than were sent: see that IOMMU and PCI ACS are "
-            "off, or set NCCL_P2P_DISABLE=1"
+            f"{_whose(name, ranks)} received other numbers than were sent: see that the IOMMU is off, or "
+            "set NCCL_P2P_DISABLE=1"
         )
 
 

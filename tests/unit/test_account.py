@@ -229,7 +229,7 @@ def tensors_14b():
 
 
 class TestHostMemory:
-    """Of 14B at 720p on 8 GPUs, cfg 2 x ulysses 4: a rank keeps K and V of 10 heads, 40 layers, one branch."""
+    """Of 14B at 720p on 8 GPUs, cfg 2 x ulysses 4: K and V of 10 heads, 40 layers, one branch."""
 
     MESH = Degrees(2, 1, 4)
 
@@ -267,7 +267,7 @@ class TestHostMemory:
 
 
 class TestLibraries:
-    """Estimates, of which only the form can be checked: what grows with what, and that nothing counts twice."""
+    """Estimates; only their form can be checked: what grows with what, and that nothing counts twice."""
 
     @pytest.mark.parametrize(
         ("degrees", "peers"),
