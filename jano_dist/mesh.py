@@ -105,7 +105,8 @@ class Mesh:
 
     def _form(self, timeout_seconds: float) -> dict[str, Any]:
         limit = timedelta(seconds=timeout_seconds)
-        return form_groups(self.degrees, local_world=self.local_world, device=self.device, limit=limit)
+        with self.noticing_loss():
+            return form_groups(self.degrees, local_world=self.local_world, device=self.device, limit=limit)
 
     @property
     def is_coordinator(self) -> bool:

@@ -42,14 +42,18 @@ def failing_in(name, effect):
 
 
 def with_nccls_error():
-    raised = mock.Mock(side_effect=dist.DistBackendError(NCCL))
-    failing_in("all_to_all_single", raised)
+    def fails(*_, **__):
+        dist.barrier()  # all ranks have come this far
+        raise dist.DistBackendError(NCCL)
+
+    failing_in("all_to_all_single", fails)
 
 
 def with_wrong_numbers():
     real = dist.all_to_all_single
 
     def garbled(result, rows, **keywords):
+        dist.barrier()
         real(result, rows, **keywords)
         result[-1] += 1
 
@@ -83,6 +87,17 @@ def with_a_rank_that_ends():
     with mock.patch.object(dist, "broadcast", ends), pytest.raises(PeerLost) as caught:
         Mesh(ulysses=3, timeout_seconds=600)
     raise Leave(str(caught.value))
+
+
+def with_contact_lost_while_groups_are_formed():
+    """As gloo says it where a peer ends before all are connected."""
+    lost = RuntimeError(
+        "Gloo connectFullMesh failed with [/pytorch/third_party/gloo/transport/tcp/pair.cc:553] Connection "
+        "closed by peer [127.0.0.1]:58527. This is typically caused by a remote worker crashing."
+    )
+    with mock.patch.object(dist, "new_group", side_effect=lost), pytest.raises(PeerLost) as caught:
+        Mesh(ulysses=2)
+    return str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -136,3 +151,10 @@ def test_a_rank_that_ends_is_noticed_at_once():
     assert sentences.pop(2) is None
     for sentence in sentences:
         assert sentence.startswith("contact with another rank was lost (")
+
+
+def test_contact_lost_while_groups_are_formed():
+    for sentence in gang(2, with_contact_lost_while_groups_are_formed):
+        assert sentence == (
+            "contact with another rank was lost (Connection closed by peer [127.0.0.1]:58527)"
+        )
