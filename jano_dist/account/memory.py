@@ -9,7 +9,9 @@ e bytes per element.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -37,6 +39,7 @@ _TILE, _TILE_STRIDE = 256, 192  # pixels; what diffusers' tiled decoding uses
 _RINGS, _PEER, _MOST_PEERS = 2**29, 450 * 2**20, 7
 
 Parts = dict[str, int]
+Taken = Callable[[int], int]  # bytes of a tensor -> bytes that it takes in host memory
 
 
 @dataclass(frozen=True)
@@ -150,13 +153,13 @@ def _layer_bytes(
 
 
 def host_cache_bytes(
-    geometry: Geometry, tokens: int, degrees: Degrees, cache: CacheConfig, element: int, *, exact: bool
+    geometry: Geometry, tokens: int, degrees: Degrees, cache: CacheConfig, element: int, taken: Taken
 ) -> int:
-    """What one branch's cache takes in pinned host memory, tensor by tensor (`pinned_bytes`)."""
+    """What one branch's cache takes in host memory, tensor by tensor."""
     elements, rows = _kept(geometry, tokens, degrees, cache, 0)
     tensors = 1 if cache.kind == "hidden" else 2
     parts = [elements, rows * _SCALE] if cache.dtype == "fp8" else [elements * element]
-    return geometry.layers * tensors * sum(pinned_bytes(part // tensors, exact=exact) for part in parts)
+    return geometry.layers * tensors * sum(taken(part // tensors) for part in parts)
 
 
 def nccl_bytes(degrees: Degrees) -> int:
@@ -237,26 +240,16 @@ def memory_of(sizes: ModelSizes, config: Config, degrees: Degrees, *, gpu: bool 
     # DistVAE works on a copy of its own.
     spread = math.prod(degrees) > 1 and config.model.vae_parallel == "auto" and not geometry.images
     vae = sizes.vae * _vae_element(config) * (2 if spread else 1)
-    exact = not gpu or exact_sizes()
-    here, offloaded = _weights(sizes, config, math.prod(degrees), element)
-    if offloaded and gpu:
-        each = sizes.transformer.tensor_bytes(element)
-        offloaded = sum(pinned_bytes(nbytes, exact=exact) for nbytes in each)
-    if geometry.experts > 1 and config.model.experts == "swap":
-        offloaded += sizes.transformer.nbytes(element)
-    elif geometry.experts > 1:
-        here, offloaded = 2 * here, 2 * offloaded
+    taken: Taken = partial(pinned_bytes, exact=exact_sizes()) if gpu else int
+    here, offloaded = _weights(sizes, config, math.prod(degrees), element, taken)
     kept = in_host = working = 0
     if geometry.regions and caches_anything(config):
         kept = branches * cache_bytes(geometry, tokens, degrees, cache, element)
         working = working_bytes(geometry, tokens, degrees, cache, element)
     if kept and cache.device == "cpu":
-        in_host, kept = kept, 0
-        if gpu:
-            in_host = branches * host_cache_bytes(geometry, tokens, degrees, cache, element, exact=exact)
+        kept, in_host = 0, branches * host_cache_bytes(geometry, tokens, degrees, cache, element, taken)
     inside = block_cache_bytes(geometry, config.policy, own_rows(tokens, degrees), branches, element)
-    nccl = nccl_bytes(degrees) if gpu else 0
-    libraries = {"NCCL": nccl} if nccl else {}
+    libraries = {"NCCL": nccl_bytes(degrees)} if gpu and math.prod(degrees) > 1 else {}
     resident = {
         "transformer": here,
         "VAE": vae,
@@ -267,17 +260,13 @@ def memory_of(sizes: ModelSizes, config: Config, degrees: Degrees, *, gpu: bool 
         "latents": _latents(geometry, token_count(geometry, config), element),
         **libraries,
     }
+    encoder = sizes.text_encoder * text_element
     host = {"transformer": offloaded, "cache": in_host}
     return Memory(
         resident=resident,
         denoise=_activations(geometry, tokens, degrees, cache, element, caches=bool(kept or in_host)),
         decode=_decoding(sizes, config, math.prod(degrees), gpu=gpu),
-        encode={
-            "transformer": here,
-            "VAE": vae,
-            "text encoder": sizes.text_encoder * text_element,
-            **libraries,
-        },
+        encode={"transformer": here, "VAE": vae, "text encoder": encoder, **libraries},
         host={name: size for name, size in host.items() if size},
     )
 
@@ -286,8 +275,18 @@ def _vae_element(config: Config) -> int:
     return int(getattr(torch, config.model.vae_dtype).itemsize)
 
 
-def _weights(sizes: ModelSizes, config: Config, world: int, element: int) -> tuple[int, int]:
-    """Bytes of the transformer on the accelerator and in host memory.
+def _weights(sizes: ModelSizes, config: Config, world: int, element: int, taken: Taken) -> tuple[int, int]:
+    """Bytes of all transformers on the accelerator and in host memory; of two experts one may wait there."""
+    here, offloaded = _placed(sizes, config, world, element, taken)
+    if sizes.geometry.experts == 1:
+        return here, offloaded
+    if config.model.experts == "swap":
+        return here, offloaded + sizes.transformer.nbytes(element)
+    return 2 * here, 2 * offloaded
+
+
+def _placed(sizes: ModelSizes, config: Config, world: int, element: int, taken: Taken) -> tuple[int, int]:
+    """The same of one transformer.
 
     What passes by: two layers, one in use and the next arriving, and what is outside of the layers. With
     fsdp it comes on top of a rank's share, with group_offload all of the transformer is in host memory.
@@ -297,7 +296,7 @@ def _weights(sizes: ModelSizes, config: Config, world: int, element: int) -> tup
     if config.model.weights == "fsdp" and world > 1:
         return -(-whole // world) + passing, 0
     if config.model.weights == "group_offload":
-        return passing, whole
+        return passing, sum(map(taken, sizes.transformer.tensor_bytes(element)))
     return whole, 0
 
 
