@@ -131,10 +131,9 @@ class Engine:
         geometry.check_experts(of_second_expert(config))
         self._policy(geometry)  # says what does not fit before minutes of loading
         device = model.device if model else pick_device(config.runtime)
-        # Before the mesh: ranks of different configs might wait for each other in forming it.
-        everyone = mesh or Mesh(
-            ulysses=ranks_started(), device=device, timeout_seconds=config.runtime.timeout_seconds
-        )
+        # Before the mesh and by way of the host: ranks of different configs might wait for each other in
+        # forming it, and NCCL cannot connect a GPU with itself.
+        everyone = mesh or Mesh(ulysses=ranks_started(), timeout_seconds=config.runtime.timeout_seconds)
         self._files = (
             b"" if model else model_digest(config.model.name, (*config.model.loras, *config.model.loras_2))
         )
@@ -146,7 +145,7 @@ class Engine:
             check_whole_steps(config, self.mesh.degrees)
         check_policy(config.policy.name, self.mesh.degrees, block_caches=geometry.block_caches)
         if model is None:
-            check_fit(config, self.mesh.degrees, device, local_world=ranks_per_node())
+            check_fit(config, self.mesh.degrees, device, local_world=ranks_per_node(), formed=True)
         started = time.perf_counter()
         self.model: DiffusionModel = model or load_model(
             config.model.name,

@@ -21,13 +21,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from jano_dist.degrees import DIMS, Degrees
-from jano_dist.errors import PeerLost, UserError
+from jano_dist.errors import UserError
+from jano_dist.groups import form_groups, loss
 
 # `sequence` is kv x ulysses: all ranks that share a branch's tokens.
 Dim = Literal["cfg", "kv", "ulysses", "sequence"]
 _CPU = torch.device("cpu")
-# How long ranks wait for what one of them does alone: a slow disk takes many minutes for the weights.
-_ALONE = timedelta(hours=1)
 
 
 class Traffic(NamedTuple):
@@ -66,6 +65,7 @@ class Mesh:
 
     Raises:
         UserError: the degrees do not multiply to the number of ranks.
+        RunError: some of the ranks cannot exchange anything.
         PeerLost: from any collective, when another rank is gone or does not answer in time.
     """
 
@@ -104,21 +104,9 @@ class Mesh:
         return 1 if answers or self.world % size else size
 
     def _form(self, timeout_seconds: float) -> dict[str, Any]:
-        """This rank's process group along each dimension, and that of its node."""
-        ranks = torch.arange(self.world).reshape(self.degrees)
-        lines = {dim: ranks.movedim(axis, -1).flatten(0, -2).tolist() for axis, dim in enumerate(DIMS)}
-        # Given here because groups do not inherit the gang's time-out.
         limit = timedelta(seconds=timeout_seconds)
-        made = {dim: dist.new_subgroups_by_enumeration(each, timeout=limit)[0] for dim, each in lines.items()}
-        patience = max(limit, _ALONE)
-        made["patient"] = dist.new_group(timeout=patience)
-        if self.local_world > 1:
-            nodes = torch.arange(self.world).view(-1, self.local_world).tolist()
-            made["node"] = dist.new_subgroups_by_enumeration(nodes, timeout=patience)[0]
-        if self.degrees.kv == 1:
-            return {**made, "sequence": made["ulysses"]}
-        sequence = ranks.flatten(1).tolist()
-        return {**made, "sequence": dist.new_subgroups_by_enumeration(sequence, timeout=limit)[0]}
+        with self.noticing_loss():
+            return form_groups(self.degrees, local_world=self.local_world, device=self.device, limit=limit)
 
     @property
     def is_coordinator(self) -> bool:
@@ -280,10 +268,10 @@ class Mesh:
         try:
             yield
         except RuntimeError as error:
-            if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            lost = loss(error)
+            if lost is None:
                 raise  # a mistake of ours, not a lost rank
-            reason = str(error).splitlines()[0].rpartition("] ")[2].partition(". ")[0]
-            raise PeerLost(f"contact with another rank was lost ({reason})") from error
+            raise lost from error
 
     @contextmanager
     def _counted(self, nbytes: int, *name: str) -> Iterator[None]:

@@ -1,13 +1,14 @@
 """Does it fit, and if not: the cheapest change that makes it fit."""
 
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
 import torch
 
-from jano_dist.account.memory import Memory, caches_anything, memory_of
+from jano_dist.account.memory import Memory, caches_anything, memory_of, nccl_bytes
 from jano_dist.config import CHOOSING, Config, FullPolicyConfig
 from jano_dist.degrees import Degrees, choose_degrees, explain_degrees, traffic_cost, valid_degrees
 from jano_dist.errors import UserError
@@ -16,7 +17,7 @@ from jano_dist.observe import host_memory
 
 GIB = 2**30
 
-# What is left alone: fragments between allocations, the libraries' own buffers, and our estimates' error.
+# What is left alone: fragments between allocations, small buffers of libraries, and our estimates' error.
 HEADROOM = 0.05
 
 _MOST_RANKS = 64  # further than this nobody is sent
@@ -41,11 +42,13 @@ class Room:
         accelerator: free on the device, before headroom.
         host: free in host memory for this rank; None where that is not known. Where the device is the
             host (`shared`) it is the same memory.
+        taken: by NCCL already, and so no longer in `accelerator`.
     """
 
     accelerator: int
     host: int | None = None
     shared: bool = False
+    taken: int = 0
 
     @property
     def usable(self) -> int:
@@ -54,7 +57,7 @@ class Room:
 
     def needed(self, memory: Memory) -> int:
         """What of `memory` has to fit into `usable`."""
-        return memory.peak + (memory.host_bytes if self.shared else 0)
+        return memory.peak - self.taken + (memory.host_bytes if self.shared else 0)
 
     def holds(self, memory: Memory) -> bool:
         """Whether it fits, on the accelerator and in host memory."""
@@ -99,24 +102,26 @@ def cheapest(
     First another mesh; then one change, two, ...; then more ranks, a power of two as many; then no cache.
     """
     for degrees in _meshes(sizes, config, world, local_world):
-        memory = memory_of(sizes, config, degrees)
+        memory = memory_of(sizes, config, degrees, gpu=not room.shared)
         if room.holds(memory):
             return " ".join(f"--{dim} {degree}" for dim, degree in degrees._asdict().items()), memory
     for changes in _changes(config, world):
         changed = _with(config, changes)
-        memory = memory_of(sizes, changed, mesh_for(sizes, changed, world=world, local_world=local_world))
+        degrees = mesh_for(sizes, changed, world=world, local_world=local_world)
+        memory = memory_of(sizes, changed, degrees, gpu=not room.shared)
         if room.holds(memory):
             return " ".join(f"--set {key}={_yaml(value)}" for key, value in changes), memory
     ranks = 2 * world
     while ranks <= _MOST_RANKS:
         degrees = mesh_for(sizes, config, world=ranks, local_world=min(ranks, local_world), asked=False)
-        memory = memory_of(sizes, config, degrees)
+        memory = memory_of(sizes, config, degrees, gpu=not room.shared)
         if room.holds(memory):
             return f"{ranks} ranks", memory
         ranks *= 2
     if caches_anything(config):
         full = config.model_copy(update={"policy": FullPolicyConfig()})
-        memory = memory_of(sizes, full, mesh_for(sizes, full, world=world, local_world=local_world))
+        degrees = mesh_for(sizes, full, world=world, local_world=local_world)
+        memory = memory_of(sizes, full, degrees, gpu=not room.shared)
         if room.holds(memory):
             return "--policy full", memory
     return None
@@ -135,7 +140,7 @@ def complaint(
     sizes: ModelSizes, config: Config, degrees: Degrees, room: Room, *, local_world: int
 ) -> str | None:
     """One sentence on why it does not fit and what would; None when it fits."""
-    memory = memory_of(sizes, config, degrees)
+    memory = memory_of(sizes, config, degrees, gpu=not room.shared)
     if room.holds(memory):
         return None
     world = degrees.cfg * degrees.kv * degrees.ulysses
@@ -149,17 +154,22 @@ def complaint(
     return f"{_shortage(memory, room)}: {remedy}"
 
 
-def check_fit(config: Config, degrees: Degrees, device: torch.device, *, local_world: int = 1) -> None:
+def check_fit(
+    config: Config, degrees: Degrees, device: torch.device, *, local_world: int = 1, formed: bool = False
+) -> None:
     """Refuse what cannot fit, before anything is loaded. Each rank checks its own device.
 
     Args:
         degrees: of the mesh. device: this rank's.
         local_world: ranks on this machine, which share its host memory.
+        formed: whether the mesh has been formed, and what is free is less what NCCL took for it.
 
     Raises:
         UserError: it does not fit; the sentence names the cheapest setting that does.
     """
     sizes, room = read_sizes(config.model.name), room_on(device, local_world)
+    if room and formed and not room.shared:
+        room = replace(room, taken=nccl_bytes(degrees))
     problem = complaint(sizes, config, degrees, room, local_world=local_world) if room else None
     if problem:
         raise UserError(problem)
@@ -188,14 +198,15 @@ def _shortage(memory: Memory, room: Room) -> str:
             f"for it ({HEADROOM:.0%} of which are kept as headroom)"
         )
     phase = max(memory.phases, key=lambda name: memory.phases[name])
-    parts = {name: size for name, size in (memory.resident | memory.host).items() if size}
-    if phase == "encode":
-        parts = memory.encode
-    else:
-        if phase == "decode":
-            parts = {name: size for name, size in parts.items() if name not in ("cache", "working buffers")}
+    parts = Counter(memory.encode if phase == "encode" else memory.resident)
+    if room.shared:
+        parts.update(memory.host)
+    if phase == "decode":
+        parts.subtract({name: memory.resident[name] for name in ("cache", "working buffers")})
+    if phase != "encode":
         parts["activations" if phase == "denoise" else "decoding"] = sum(getattr(memory, phase).values())
-    largest = sorted(parts, key=lambda name: -parts[name])[:3]
+    parts["NCCL"] -= room.taken
+    largest = [name for name, size in parts.most_common(3) if size]
     named = ", ".join(f"{name} {gib(parts[name])}" for name in largest)
     return (
         f"a rank needs about {gib(room.needed(memory))} to {phase} ({named}) but {gib(room.accelerator)} are "

@@ -9,7 +9,9 @@ e bytes per element.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -26,12 +28,18 @@ from jano_dist.config.policies import (
 )
 from jano_dist.degrees import Degrees
 from jano_dist.geometry import Geometry
+from jano_dist.groups import lines
 from jano_dist.models.sizes import ModelSizes
+from jano_dist.pinned import exact_sizes, pinned_bytes
 
 _SCALE = 4  # bytes of the float32 scale of an 8-bit row
 _TILE, _TILE_STRIDE = 256, 192  # pixels; what diffusers' tiled decoding uses
+# NCCL's buffers on a GPU, read and not measured: the rings of a group that broadcasts; and what all-to-all
+# takes per peer (3.3 GB for 7 of them on H100, github.com/NVIDIA/nccl/issues/1685); more are no node's.
+_RINGS, _PEER, _MOST_PEERS = 2**29, 450 * 2**20, 7
 
 Parts = dict[str, int]
+Taken = Callable[[int], int]  # bytes of a tensor -> bytes that it takes in host memory
 
 
 @dataclass(frozen=True)
@@ -43,7 +51,7 @@ class Memory:
         denoise: on top of them at the peak of a full step.
         decode: on top of them, less the caches, at the peak of decoding.
         encode: while the text is encoded, when there are weights, but no caches yet.
-        host: in host memory for as long as the generation takes.
+        host: in host memory for as long as the generation takes, as much as PyTorch takes there.
     """
 
     resident: Parts
@@ -144,6 +152,25 @@ def _layer_bytes(
     return elements + rows * _SCALE if cache.dtype == "fp8" else elements * element
 
 
+def host_cache_bytes(
+    geometry: Geometry, tokens: int, degrees: Degrees, cache: CacheConfig, element: int, taken: Taken
+) -> int:
+    """What one branch's cache takes in host memory, tensor by tensor."""
+    elements, rows = _kept(geometry, tokens, degrees, cache, 0)
+    tensors = 1 if cache.kind == "hidden" else 2
+    parts = [elements, rows * _SCALE] if cache.dtype == "fp8" else [elements * element]
+    return geometry.layers * tensors * sum(taken(part // tensors) for part in parts)
+
+
+def nccl_bytes(degrees: Degrees) -> int:
+    """What NCCL takes on a GPU for the groups of a mesh (`form_groups`), estimated: rings of the world and of
+    the node, and every peer along a dimension."""
+    if math.prod(degrees) == 1:
+        return 0
+    sizes = [len(ranks[0]) for ranks in lines(degrees).values()]
+    return 2 * _RINGS + sum(min(size - 1, _MOST_PEERS) for size in sizes) * _PEER
+
+
 def working_bytes(
     geometry: Geometry, tokens: int, degrees: Degrees, cache: CacheConfig, element: int, rank: int = 0
 ) -> int:
@@ -200,8 +227,12 @@ def text_bytes(geometry: Geometry, text_tokens: int, element: int) -> int:
     return text_tokens * element * (kept + geometry.text_dim)
 
 
-def memory_of(sizes: ModelSizes, config: Config, degrees: Degrees) -> Memory:
-    """What the rank that needs most needs, for this config on this mesh."""
+def memory_of(sizes: ModelSizes, config: Config, degrees: Degrees, *, gpu: bool = True) -> Memory:
+    """What the rank that needs most needs, for this config on this mesh.
+
+    Args:
+        gpu: with NCCL, cuDNN and pinned host memory; False: on a CPU, which has none of them.
+    """
     geometry, cache = sizes.geometry, config.cache
     element, text_element = model_elements(sizes, config)
     tokens, branches = sequence_length(geometry, config), branches_on_rank(geometry, config, degrees)
@@ -209,32 +240,33 @@ def memory_of(sizes: ModelSizes, config: Config, degrees: Degrees) -> Memory:
     # DistVAE works on a copy of its own.
     spread = math.prod(degrees) > 1 and config.model.vae_parallel == "auto" and not geometry.images
     vae = sizes.vae * _vae_element(config) * (2 if spread else 1)
-    here, offloaded = _weights(sizes, config, math.prod(degrees), element)
-    if geometry.experts > 1 and config.model.experts == "swap":
-        offloaded += sizes.transformer.nbytes(element)
-    elif geometry.experts > 1:
-        here, offloaded = 2 * here, 2 * offloaded
-    kept = working = 0
+    taken: Taken = partial(pinned_bytes, exact=exact_sizes()) if gpu else int
+    here, offloaded = _weights(sizes, config, math.prod(degrees), element, taken)
+    kept = in_host = working = 0
     if geometry.regions and caches_anything(config):
         kept = branches * cache_bytes(geometry, tokens, degrees, cache, element)
         working = working_bytes(geometry, tokens, degrees, cache, element)
+    if kept and cache.device == "cpu":
+        kept, in_host = 0, branches * host_cache_bytes(geometry, tokens, degrees, cache, element, taken)
     inside = block_cache_bytes(geometry, config.policy, own_rows(tokens, degrees), branches, element)
-    in_host = cache.device == "cpu"
+    libraries = {"NCCL": nccl_bytes(degrees)} if gpu and math.prod(degrees) > 1 else {}
     resident = {
         "transformer": here,
         "VAE": vae,
         "text K/V": branches * text_bytes(geometry, text_tokens, element),
-        "cache": 0 if in_host else kept,
+        "cache": kept,
         "working buffers": working,
         **({"block caches": inside} if inside else {}),
         "latents": _latents(geometry, token_count(geometry, config), element),
+        **libraries,
     }
-    host = {"transformer": offloaded, "cache": kept if in_host else 0}
+    encoder = sizes.text_encoder * text_element
+    host = {"transformer": offloaded, "cache": in_host}
     return Memory(
         resident=resident,
-        denoise=_activations(geometry, tokens, degrees, cache, element, caches=bool(kept)),
-        decode=_decoding(sizes, config, math.prod(degrees)),
-        encode={"transformer": here, "VAE": vae, "text encoder": sizes.text_encoder * text_element},
+        denoise=_activations(geometry, tokens, degrees, cache, element, caches=bool(kept or in_host)),
+        decode=_decoding(sizes, config, math.prod(degrees), gpu=gpu),
+        encode={"transformer": here, "VAE": vae, "text encoder": encoder, **libraries},
         host={name: size for name, size in host.items() if size},
     )
 
@@ -243,8 +275,18 @@ def _vae_element(config: Config) -> int:
     return int(getattr(torch, config.model.vae_dtype).itemsize)
 
 
-def _weights(sizes: ModelSizes, config: Config, world: int, element: int) -> tuple[int, int]:
-    """Bytes of the transformer on the accelerator and in host memory.
+def _weights(sizes: ModelSizes, config: Config, world: int, element: int, taken: Taken) -> tuple[int, int]:
+    """Bytes of all transformers on the accelerator and in host memory; of two experts one may wait there."""
+    here, offloaded = _placed(sizes, config, world, element, taken)
+    if sizes.geometry.experts == 1:
+        return here, offloaded
+    if config.model.experts == "swap":
+        return here, offloaded + sizes.transformer.nbytes(element)
+    return 2 * here, 2 * offloaded
+
+
+def _placed(sizes: ModelSizes, config: Config, world: int, element: int, taken: Taken) -> tuple[int, int]:
+    """The same of one transformer.
 
     What passes by: two layers, one in use and the next arriving, and what is outside of the layers. With
     fsdp it comes on top of a rank's share, with group_offload all of the transformer is in host memory.
@@ -254,7 +296,7 @@ def _weights(sizes: ModelSizes, config: Config, world: int, element: int) -> tup
     if config.model.weights == "fsdp" and world > 1:
         return -(-whole // world) + passing, 0
     if config.model.weights == "group_offload":
-        return passing, whole
+        return passing, sum(map(taken, sizes.transformer.tensor_bytes(element)))
     return whole, 0
 
 
@@ -300,17 +342,20 @@ def _activations(
     }
 
 
-def _decoding(sizes: ModelSizes, config: Config, world: int) -> Parts:
+def _decoding(sizes: ModelSizes, config: Config, world: int, *, gpu: bool) -> Parts:
     """The peak of decoding, estimated: the VAE decodes chunk by chunk of frames, and its last stage, at
     full resolution, dwarfs the others.
 
     With c channels there, each pixel of the picture takes 30 c for a chunk of 4 frames on its way, and
     25 c for two frames of every convolution's input (all stages), kept for the next chunk. The sum is
-    measured with PyTorch's memory profiler. DistVAE gives each rank a band of the rows.
+    measured with PyTorch's memory profiler. DistVAE gives each rank a band of the rows. cuDNN computes with
+    channels last, and turns a convolution's input (4 frames and the 2 before) and its output (4) in a
+    workspace: 10 c. That is read, not measured.
     """
     video, tiles = config.video, config.model.vae_tiling
     pixels, element = video.height * video.width, _vae_element(config)
-    spread = config.model.vae_parallel == "auto" and not tiles and not sizes.geometry.images
+    images = sizes.geometry.images
+    spread = config.model.vae_parallel == "auto" and not tiles and not images
     area = pixels // world if spread else pixels
     whole = video.frames * 3 * pixels * element
     if tiles:
@@ -319,6 +364,7 @@ def _decoding(sizes: ModelSizes, config: Config, world: int) -> Parts:
     overlapping = int(whole * (_TILE / _TILE_STRIDE) ** 2) if tiles else 0
     return {
         "VAE activations": 30 * per_pixel * area,
-        "VAE frame cache": 0 if sizes.geometry.images else 25 * per_pixel * area,
+        "VAE frame cache": 0 if images else 25 * per_pixel * area,
+        **({"cuDNN workspace": (2 if images else 10) * per_pixel * area} if gpu else {}),
         "frames": 3 * whole + overlapping,  # as decoded, joined, and scaled to 0..1
     }

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from jano_dist.cache.base import Moves
+from jano_dist.pinned import exact_sizes
 
 _FP8 = torch.float8_e4m3fn
 _FP8_MAX = 448.0
@@ -70,6 +71,8 @@ class Workspace:
             flat = [torch.zeros(heads, rows, dim, dtype=self._dtype, device=device) for _ in layout]
             return [buffer.transpose(0, 1) for buffer in flat]
         pinned = device.type == "cpu" and self.device.type == "cuda"
+        if pinned:
+            exact_sizes()
         return [torch.zeros(*shape, dtype=dtype, device=device, pin_memory=pinned) for shape, dtype in layout]
 
 

@@ -7,7 +7,9 @@ a skeleton without memory and receive tensor by tensor.
         read or receive -> [fsdp: keep this rank's share]
 
 So on the device no rank ever holds more than its own weights and one block. In host memory the rank that
-reads holds the whole transformer meanwhile, since diffusers reads files whole.
+reads holds the whole transformer meanwhile, since diffusers reads files whole. Offloaded weights lie in
+pinned memory, put there one by one: diffusers, which would pin all of them before it lets go of the first,
+finds them pinned and leaves them there.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,6 +21,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 
 from jano_dist.mesh import Mesh
+from jano_dist.pinned import exact_sizes
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # sent by their index
 _CPU = torch.device("cpu")
@@ -45,6 +48,9 @@ def place(read: Callable[[], Any], skeleton: Any, *, weights: str, mesh: Mesh, d
     module = read() if mesh.is_node_lead else skeleton
     module.eval().requires_grad_(False)
     home = _CPU if weights == "group_offload" else device
+    pinned = home != device and device.type == "cuda"
+    if pinned:
+        exact_sizes()
     ranks = None
     if weights == "fsdp" and mesh.world > 1:
         ranks = DeviceMesh.from_group(mesh.world_group, device.type)
@@ -52,7 +58,7 @@ def place(read: Callable[[], Any], skeleton: Any, *, weights: str, mesh: Mesh, d
     dtypes = iter(_agreed_dtypes(parts, mesh))
     for part, owners in parts:
         for owner, name, tensor in _tensors(owners):
-            _put(owner, name, _received(tensor, next(dtypes), home, mesh))
+            _put(owner, name, _received(tensor, _empty(tensor, next(dtypes), home, pinned), mesh))
         if ranks is not None:
             # Weights of different dtypes may lie together because none of them has a gradient.
             fully_shard(part, mesh=ranks, reshard_after_forward=True)
@@ -96,13 +102,17 @@ def _agreed_dtypes(parts: list[tuple[nn.Module, list[nn.Module]]], mesh: Mesh) -
     return [_DTYPES[index] for index in mesh.broadcast_in_node(torch.tensor(own)).tolist()]
 
 
-def _received(tensor: Tensor, dtype: torch.dtype, home: torch.device, mesh: Mesh) -> Tensor:
-    """A tensor as the node's first rank read it, on `home`."""
-    if tensor.is_meta:
-        return mesh.broadcast_in_node(torch.empty(tensor.shape, dtype=dtype, device=home))
-    # A copy also where it is there already: on the CPU diffusers leaves it in the mapped file, at any
-    # address, and products with unaligned weights differ in the last bits from those of other ranks.
-    return mesh.broadcast_in_node(tensor.detach().to(home, copy=True).contiguous())
+def _received(tensor: Tensor, own: Tensor, mesh: Mesh) -> Tensor:
+    """A tensor as the node's first rank read it, in `own`.
+
+    A copy also where it is there already: on the CPU diffusers leaves it in the mapped file, at any address,
+    and products with unaligned weights differ in the last bits from those of other ranks.
+    """
+    return mesh.broadcast_in_node(own if tensor.is_meta else own.copy_(tensor.detach()))
+
+
+def _empty(like: Tensor, dtype: torch.dtype, home: torch.device, pinned: bool) -> Tensor:
+    return torch.empty(like.shape, dtype=dtype, device=home, pin_memory=pinned)
 
 
 def _put(owner: nn.Module, name: str, value: Tensor) -> None:

@@ -15,14 +15,33 @@ from jano_dist.models.weights import stored_dtype
 
 @dataclass(frozen=True)
 class Parameters:
-    """Parameters of a module: those in the model's dtype, and those that diffusers keeps in float32."""
+    """Elements of a module's parameters, tensor by tensor.
 
-    plain: int
-    float32: int
+    Attributes:
+        plain_tensors: of those in the model's dtype.
+        float32_tensors: of those that diffusers keeps in float32.
+    """
+
+    plain_tensors: tuple[int, ...]
+    float32_tensors: tuple[int, ...]
+
+    @property
+    def plain(self) -> int:
+        """All in the model's dtype."""
+        return sum(self.plain_tensors)
+
+    @property
+    def float32(self) -> int:
+        """All in float32."""
+        return sum(self.float32_tensors)
 
     def nbytes(self, element: int) -> int:
         """Bytes, with `element` bytes per plain parameter."""
-        return self.plain * element + self.float32 * 4
+        return sum(self.tensor_bytes(element))
+
+    def tensor_bytes(self, element: int) -> list[int]:
+        """Bytes of each tensor."""
+        return [size * element for size in self.plain_tensors] + [size * 4 for size in self.float32_tensors]
 
 
 @dataclass(frozen=True)
@@ -92,10 +111,10 @@ def _decoder_channels(vae: Any) -> int:
 def _count(module: nn.Module, owner: Any = None) -> Parameters:
     """Parameters of a module; `owner` is the model whose class says what stays in float32."""
     kept = set(getattr(owner, "_keep_in_fp32_modules", None) or ())
-    counts = [0, 0]
+    sizes: tuple[list[int], list[int]] = ([], [])
     for name, parameter in module.named_parameters():
-        counts[bool(kept.intersection(name.split(".")))] += parameter.numel()
-    return Parameters(*counts)
+        sizes[bool(kept.intersection(name.split(".")))].append(parameter.numel())
+    return Parameters(tuple(sizes[0]), tuple(sizes[1]))
 
 
 def _stored_elements(source: str) -> tuple[int, int]:

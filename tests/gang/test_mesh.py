@@ -421,11 +421,10 @@ def test_patience_with_what_a_rank_does_alone_is_an_hour_at_least():
         {"kv": 2, "ulysses": 2, "timeout_seconds": 7},
         {"ulysses": 4, "local_world": 4, "timeout_seconds": 5000},
     ]
-    short = dict.fromkeys(("cfg", "kv", "ulysses", "sequence"), 7)
     wanted = [
-        {**short, "patient": 3600, "node": 3600},
-        {**short, "patient": 3600},
-        dict.fromkeys((*short, "patient", "node"), 5000),
+        {**dict.fromkeys(("cfg", "ulysses", "sequence"), 7), "patient": 3600, "node": 3600},
+        {**dict.fromkeys(("kv", "ulysses", "sequence"), 7), "patient": 3600},
+        dict.fromkeys(("ulysses", "sequence", "patient", "node"), 5000),
     ]
     assert gang(4, patience, cases) == [wanted] * 4
 

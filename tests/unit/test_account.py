@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from unittest import mock
 
 import pytest
@@ -211,6 +212,103 @@ class TestWeights:
         assert memory_of(large, config(), mesh(large, 8)).resident["VAE"] == 2 * large.vae * 4
 
 
+def rounded(nbytes):
+    """The power of two from `nbytes` on, counted up."""
+    size = 1
+    while size < nbytes:
+        size *= 2
+    return size
+
+
+def tensors_14b():
+    """Bytes of every parameter of the 14B transformer in bfloat16, from its shapes."""
+    d, f = 5120, 13824
+    layer = [2 * each for each in [d * d, d] * 8 + [d] * 4 + [d * f, f, f * d, d]] + [4 * d] * 2 + [4 * 6 * d]
+    outside = [16 * 4 * d, d, 6 * d * d, 6 * d, 4096 * d, d, d * d, d, 64 * d, 64]
+    return 40 * layer + [2 * each for each in outside] + [4 * each for each in (256 * d, d, d * d, d, 2 * d)]
+
+
+class TestHostMemory:
+    """Of 14B at 720p on 8 GPUs, cfg 2 x ulysses 4: K and V of 10 heads, 40 layers, one branch."""
+
+    MESH = Degrees(2, 1, 4)
+
+    def host(self, large, exact, mesh=MESH, **settings):
+        with mock.patch("jano_dist.account.memory.exact_sizes", return_value=exact):
+            return memory_of(large, config(**settings), mesh).host
+
+    @pytest.mark.parametrize(
+        ("exact", "one"), [(False, 256 * 2**20), (True, N * 10 * 128 * 2)], ids=["rounded", "exact"]
+    )
+    def test_a_cache_lies_there_tensor_by_tensor(self, large, exact, one):
+        assert self.host(large, exact, cache__device="cpu") == {"cache": 2 * 40 * one}  # 20 GiB, or 14.4
+
+    @pytest.mark.parametrize("kind", ["kv", "hidden"])
+    def test_an_8_bit_cache(self, large, kind):
+        settings = {"cache__device": "cpu", "cache__dtype": "fp8", "cache__kind": kind}
+        rows, tensors = (N * 10, 2) if kind == "kv" else (N // 4 * 40, 1)
+        for exact, size in ((True, int), (False, rounded)):
+            kept = 40 * tensors * (size(rows * 128) + size(rows * 4))
+            assert self.host(large, exact, **settings) == {"cache": kept}
+
+    def test_offloaded_weights(self, large):
+        sizes = tensors_14b()
+        whole = self.host(large, False, model__weights="group_offload")["transformer"]
+        assert whole == sum(map(rounded, sizes))
+        assert whole / GIB == pytest.approx(40.8, abs=0.05)
+        exact = self.host(large, True, model__weights="group_offload")["transformer"]
+        assert exact == sum(size if size > 2**20 else rounded(size) for size in sizes)
+        assert exact / GIB == pytest.approx(26.7, abs=0.05)
+
+    def test_on_a_cpu_nothing_is_pinned(self, large):
+        settings = config(cache__device="cpu", model__weights="group_offload")
+        host = memory_of(large, settings, self.MESH, gpu=False).host
+        assert host == {"cache": 2 * 40 * N * 10 * 128 * 2, "transformer": sum(tensors_14b())}
+
+
+class TestLibraries:
+    """Estimates; only their form can be checked: what grows with what, and that nothing counts twice."""
+
+    @pytest.mark.parametrize(
+        ("degrees", "peers"),
+        [
+            ((2, 1, 1), 1),
+            ((2, 1, 4), 1 + 3),
+            ((1, 1, 8), 7),
+            ((1, 2, 4), 1 + 3 + 7),  # and those that share the sequence
+            ((2, 4, 8), 1 + 3 + 7 + 7),  # 31 of them, of which 7 have channels of their own
+        ],
+    )
+    def test_nccl_by_peers(self, large, degrees, peers):
+        memory = memory_of(large, config(), Degrees(*degrees))
+        assert memory.resident["NCCL"] == memory.encode["NCCL"] == 2**30 + peers * 450 * 2**20
+
+    def test_none_alone_or_on_cpus(self, large):
+        for memory in (
+            memory_of(large, config(), ALONE),
+            memory_of(large, config(), mesh(large, 8), gpu=False),
+        ):
+            assert "NCCL" not in memory.resident | memory.encode
+        assert "cuDNN workspace" not in memory.decode
+
+    def test_cudnn_turns_a_convolutions_input_and_output(self, large):
+        """Float32, 96 channels at 720p: 6 frames, and 4."""
+        assert memory_of(large, config(), ALONE).decode["cuDNN workspace"] == (6 + 4) * 96 * 4 * 720 * 1280
+
+    def test_what_nccl_has_taken_is_not_asked_for_again(self, large):
+        memory = memory_of(large, config(), mesh(large, 8))
+        taken = memory.resident["NCCL"]
+        assert Room(80 * GIB, taken=taken).needed(memory) == memory.peak - taken
+
+    def test_check(self, monkeypatch):
+        """Of a made-up GPU a GiB is free. NCCL would take more; or it has, and the model is small."""
+        settings, device, degrees = config("wan-tiny"), torch.device("cuda", 0), Degrees(2, 1, 1)
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (GIB, 80 * GIB))
+        check_fit(settings, degrees, device, formed=True)
+        with pytest.raises(UserError, match=r"\(NCCL 1.4 GiB, .* but 1.0 GiB are free"):
+            check_fit(settings, degrees, device)
+
+
 class TestWork:
     def test_forward(self, large):
         """6.523 PFLOP per forward at 75,600 tokens (DESIGN section 6); two branches."""
@@ -270,10 +368,10 @@ class TestFit:
     @pytest.mark.parametrize(
         ("world", "gpu", "host", "options"),
         [
-            (4, 65, None, "--cfg 1 --kv 1 --ulysses 4"),  # the branches' activations one after the other
-            (2, 97, None, "--cfg 1 --kv 1 --ulysses 2"),
+            (4, 67, None, "--cfg 1 --kv 1 --ulysses 4"),  # the branches' activations one after the other
+            (2, 99, None, "--cfg 1 --kv 1 --ulysses 2"),
             (2, 80, None, "--set cache.dtype=fp8"),
-            (4, 52, None, "--set cache.kind=hidden"),
+            (4, 54, None, "--set cache.kind=hidden"),
             (1, 80, None, "--set cache.device=cpu"),
             (1, 80, 64, "--set cache.dtype=fp8 --set cache.kind=hidden"),
             (1, 64, 64, "--set cache.dtype=fp8 --set cache.device=cpu"),
@@ -299,6 +397,11 @@ class TestFit:
         assert "cache 57.7 GiB" in sentence
         assert "use --set cache.dtype=fp8" in sentence
         assert ". " not in sentence
+
+    def test_sentence_names_what_lies_on_the_device(self, large):
+        settings = config(model__weights="group_offload", cache__device="cpu")
+        sentence = complaint(large, settings, ALONE, Room(20 * GIB), local_world=1)
+        assert re.search(r"to decode \(decoding 2\d.\d GiB, transformer 1.\d GiB, ", sentence)
 
     def test_sentence_names_host_memory(self, large):
         sentence = complaint(large, config(), ALONE, Room(80 * GIB), local_world=1)
@@ -391,7 +494,7 @@ class TestEstimates:
         from diffusers import AutoencoderKLWan
 
         settings = config(video__frames=5, video__height=64, video__width=64)
-        estimate = sum(memory_of(large, settings, ALONE).decode.values())
+        estimate = sum(memory_of(large, settings, ALONE, gpu=False).decode.values())
         vae, latent = AutoencoderKLWan(), torch.zeros(1, 16, 2, 8, 8)
         assert estimate == pytest.approx(peak_bytes(lambda: vae.decode(latent), tmp_path), rel=0.2)
 
