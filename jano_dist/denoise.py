@@ -47,6 +47,7 @@ class State:
     velocity: VelocityRows
     levels: Tensor  # uint8 [N], natural order
     scheduler: Any
+    times: list[float]  # the scheduler's timesteps, 1000..0: on the device each look would wait for it
     path: Path  # the scheduler's
     workspace_bytes: int = 0  # of the buffers that caches share
     next_step: int = 0
@@ -92,6 +93,7 @@ class Denoiser:
             velocity=self._no_velocity(plan, forecasts=forecasts),
             levels=torch.full((plan.tokens,), ACTIVE, dtype=torch.uint8, device=model.device),
             scheduler=scheduler,
+            times=scheduler.timesteps.tolist(),
             path=Path.of(scheduler),
         )
 
@@ -154,8 +156,7 @@ class Denoiser:
 
     def _expert(self, state: State, index: int) -> int:
         """Whose step that is; before the first and after the last one, that of the nearest."""
-        timesteps = state.scheduler.timesteps
-        return self._model.geometry.expert(float(timesteps[min(max(index, 0), len(timesteps) - 1)]))
+        return self._model.geometry.expert(state.times[min(max(index, 0), len(state.times) - 1)])
 
     def run(
         self,
@@ -178,8 +179,8 @@ class Denoiser:
         levels: Tensor | None = None
         first = state.next_step
         if isinstance(policy, BlockPolicy):
-            layers, times = self._model.geometry.layers, timesteps.tolist()
-            state.caches = [*policy.caches(Setting(self._mesh, layers, len(state.branches), times, first))]
+            layers, branches = self._model.geometry.layers, len(state.branches)
+            state.caches = [*policy.caches(Setting(self._mesh, layers, branches, state.times, first))]
         for index in range(first, len(timesteps)):
             started = time.perf_counter()
             if self._expert(state, index) != state.expert:
