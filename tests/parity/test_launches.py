@@ -58,7 +58,6 @@ def per_block(run):
 
 
 def ours(kind):
-    from jano_dist.models.wan import WanTransformer
 
     def run(module, layers):
         model = WanTransformer(module)
