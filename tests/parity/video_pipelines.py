@@ -40,9 +40,9 @@ def _vae(latent: int, **more: Any) -> AutoencoderKLWan:
     )
 
 
-def _transformer(latent: int, **more: Any) -> WanTransformer3DModel:
+def transformer(latent: int, **more: Any) -> WanTransformer3DModel:
     return WanTransformer3DModel(
-        num_attention_heads=6,
+        num_attention_heads=more.pop("heads", 6),
         attention_head_dim=12,
         in_channels=more.pop("in_channels", latent),
         out_channels=latent,
@@ -76,11 +76,11 @@ def i2v_pipeline(*, clip: bool = True, boundary: float | None = None) -> WanImag
     )  # fmt: skip
     size = {"height": 28, "width": 28}
     return WanImageToVideoPipeline(
-        transformer=_transformer(4, in_channels=12, **extra),
+        transformer=transformer(4, in_channels=12, **extra),
         vae=_vae(4),
         image_encoder=CLIPVisionModel(vision) if clip else None,
         image_processor=CLIPImageProcessor(crop_size=size, size=size) if clip else None,
-        transformer_2=_transformer(4, in_channels=12, **extra) if boundary else None,
+        transformer_2=transformer(4, in_channels=12, **extra) if boundary else None,
         boundary_ratio=boundary,
         **_texts(),
     )
@@ -90,15 +90,15 @@ def ti2v_pipeline() -> WanPipeline:
     """Wan2.2's 5B kind: a timestep per token, a VAE of stride (4, 16, 16)."""
     torch.manual_seed(4)
     vae = _vae(6, in_channels=12, out_channels=12, patch_size=2, is_residual=True, scale_factor_spatial=16)
-    return WanPipeline(transformer=_transformer(6), vae=vae, expand_timesteps=True, **_texts())
+    return WanPipeline(transformer=transformer(6), vae=vae, expand_timesteps=True, **_texts())
 
 
 def experts_pipeline(*, boundary: float = 0.8) -> WanPipeline:
     """Wan2.2's 14B kind: another transformer below the boundary."""
     torch.manual_seed(5)
-    second = _transformer(4)
+    second = transformer(4)
     return WanPipeline(
-        transformer=_transformer(4), transformer_2=second, boundary_ratio=boundary, vae=_vae(4), **_texts()
+        transformer=transformer(4), transformer_2=second, boundary_ratio=boundary, vae=_vae(4), **_texts()
     )
 
 
