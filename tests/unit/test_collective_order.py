@@ -1,6 +1,6 @@
 """What every rank of a large mesh exchanges, in order: no rank may wait for one that is at something else.
 
-One process plays all ranks, one after the other, with a process group that moves nothing and notes everything.
+One process plays all ranks, one after the other, with a process group that only takes notes.
 What the coordinator broadcast is played back to the others, as their steps follow from it.
 """
 
@@ -83,7 +83,7 @@ class Recorder:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """A model of video and one whose text is part of the sequence, of eight heads; a latent and conditions."""
+    """A model of video, and one whose text is part of the sequence; a latent and conditions for each."""
     torch.manual_seed(0)
     wan, flux = video_pipelines.experts_pipeline(), image_pipelines.flux_pipeline()
     wan.register_modules(transformer=video_pipelines.transformer(4, heads=8), transformer_2=None)
