@@ -105,7 +105,7 @@ def random_model(
     torch.set_default_dtype(dtype)
     try:
         with torch.device(device):
-            known = {**KNOWN[config.model.name], "num_layers": sizes.geometry.layers}
+            known = {**KNOWN[config.model.name]["transformer"], "num_layers": sizes.geometry.layers}
             return WanTransformer(WanTransformer3DModel(**known).eval())
     finally:
         torch.set_default_dtype(before)
