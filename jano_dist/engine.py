@@ -31,6 +31,7 @@ from jano_dist.models import (
     cut_texts,
     load_model,
     model_digest,
+    open_picture,
     read_geometry,
 )
 from jano_dist.observe import NullObserver, Observer
@@ -81,6 +82,26 @@ def _check_observer(observer: object) -> None:
 def _mesh_wishes(config: Config, geometry: Geometry) -> tuple[object, ...]:
     """What of a config decides on the mesh."""
     return config.mesh, geometry.branches(config.sampling.guidance), config.cache.kind
+
+
+def _picture_digest(image: str | None) -> bytes:
+    """SHA-256 of a picture's file; empty where there is none, or none on this machine.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    if not Path(image or "").is_file():
+        return b""
+    open_picture(str(image))
+    return hashlib.sha256(Path(str(image)).read_bytes()).digest()
+
+
+def _refuse_others(what: str, ranks: Sequence[int]) -> None:
+    if ranks:
+        raise UserError(
+            f"{what} on {name_ranks(ranks)} than on rank 0: start every rank with the same command line, "
+            "files and versions"
+        )
 
 
 def _check_engine(config: object, mesh: object) -> None:
@@ -137,7 +158,7 @@ class Engine:
         self._files = (
             b"" if model else model_digest(config.model.name, (*config.model.loras, *config.model.loras_2))
         )
-        self._check_alike(everyone)
+        self._check_alike(everyone, _picture_digest(config.sampling.image))
         refuse_shared_gpus(everyone, gpu_uuid(device))
         self._sampler = sampler or open_sampler(gpu_uuid(device))
         self.mesh = mesh or self._arrange(geometry, device)
@@ -208,8 +229,12 @@ class Engine:
         timeout = self.config.runtime.timeout_seconds
         return Mesh(**degrees._asdict(), local_world=local_world, device=device, timeout_seconds=timeout)
 
-    def _check_alike(self, everyone: Mesh) -> None:
-        """Ranks that differ here would make different videos, or wait for each other for ever."""
+    def _check_alike(self, everyone: Mesh, picture: bytes) -> None:
+        """Ranks that differ here would make different videos, or wait for each other for ever.
+
+        Args:
+            picture: its digest, compared where both ranks have the file; only the coordinator needs it.
+        """
         if everyone.world == 1:
             return
         facts = {
@@ -219,12 +244,11 @@ class Engine:
         }
         everyone.await_everyone()  # each node may have had to fetch the model
         for what, fact in facts.items():
-            ranks = everyone.differing(hashlib.sha256(fact).digest())
-            if ranks:
-                raise UserError(
-                    f"{what} on {name_ranks(ranks)} than on rank 0: start every rank with the same command "
-                    "line, files and versions"
-                )
+            _refuse_others(what, everyone.differing(hashlib.sha256(fact).digest()))
+        first, *others = everyone.collect_bytes(picture)
+        _refuse_others(
+            "another image", [rank for rank, own in enumerate(others, 1) if own and first and own != first]
+        )
 
     def generate(
         self,
@@ -260,7 +284,7 @@ class Engine:
         seconds, self._load_seconds = {"load": self._load_seconds}, 0.0  # of the first video
         observe.reset_peak(self.model.device)
         config = self.config.model_copy(update={"sampling": sampling})
-        facts = {"prompt": prompt, "files": self._digests(), "config": config.model_dump(mode="json")}
+        facts = self._facts(prompt, config)
         policy = self._policy(self.model.geometry, **self._switch())
         with torch.inference_mode(), self._sampler.measure() as usage:
             with self._phase("encode", seconds, observer):
@@ -287,11 +311,11 @@ class Engine:
         # The clone is an ordinary tensor; the one of inference mode could not be used in autograd.
         return Generation(frames, state.latent.clone(), record, levels.cpu().numpy())
 
-    def _digests(self) -> str:
-        """Of all files that a video is made of; none of a picture that is on another machine."""
-        image = Path(self.config.sampling.image or "")
-        picture = hashlib.sha256(image.read_bytes()).digest() if image.is_file() else b""
-        return (self._files + picture).hex()
+    def _facts(self, prompt: str, config: Config) -> dict[str, Any]:
+        """What tells this run from others, for its snapshots."""
+        image = _picture_digest(config.sampling.image).hex()
+        files = {"files": self._files.hex(), "image": image}
+        return {"prompt": prompt, **files, "config": config.model_dump(mode="json")}
 
     def _begin(
         self, prompts: list[str], seed: int, policy: Policy, snapshots: Snapshots, facts: Mapping[str, Any]

@@ -88,7 +88,8 @@ def require_same_run(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> Non
     """Refuse to go on with a snapshot of another video.
 
     Args:
-        wanted, found: the facts `prompt`, `files` (a digest of the model's) and `config` of run and snapshot.
+        wanted, found: the facts `prompt`, `files` (a digest of the model's), `image` (the picture's; empty
+            where its file is not here) and `config` of run and snapshot.
 
     Raises:
         UserError: what differs.
@@ -110,7 +111,10 @@ def difference(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> str:
             if ours.get(key) != theirs.get(key):
                 values = json.dumps(theirs.get(key)), json.dumps(ours.get(key))
                 return f"has {section}.{key} {values[0]}, not {values[1]}"
-    return "was begun with other model files" if wanted["files"] != found["files"] else ""
+    if wanted["files"] != found["files"]:
+        return "was begun with other model files"
+    ours, theirs = wanted.get("image"), found.get("image")
+    return "was begun with another image" if ours and theirs and ours != theirs else ""
 
 
 class Snapshots(Protocol):
@@ -120,7 +124,7 @@ class Snapshots(Protocol):
         """The packed snapshot to go on from; None to begin at the beginning.
 
         Args:
-            run: the facts `prompt`, `files` and `config` of the run that asks.
+            run: the facts `prompt`, `files`, `image` and `config` of the run that asks.
 
         Raises:
             UserError: it is of another run.

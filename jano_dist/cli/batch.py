@@ -119,7 +119,7 @@ def _configure(params: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], Confi
     def configure(changes: Mapping[str, Any]) -> Config:
         own = {**overrides, **changes}
         changed = load_config(name, preset=params["preset"], policy=params["policy"], overrides=own)
-        changed = sized_by_image(changed, asked=not own.keys().isdisjoint(("video.height", "video.width")))
+        changed = sized_by_image(changed, own)
         check_numbers(changed, ranks=params["nproc"])
         return changed
 

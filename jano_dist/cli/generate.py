@@ -27,6 +27,7 @@ from jano_dist.cli.options import (
     SetOption,
     UlyssesOption,
     WaitOption,
+    config_overrides,
     given_path,
     named_keys,
     read_config,
@@ -35,7 +36,7 @@ from jano_dist.cli.options import (
 from jano_dist.cli.picture import sized_by_image
 from jano_dist.cli.ranks import Launch, check_ranks, launch
 from jano_dist.cli.resume import resumable, unfinished_run
-from jano_dist.config import Config, check_prompt
+from jano_dist.config import Config, check_prompt, parse_overrides
 from jano_dist.errors import NotFinite, UserError, count
 from jano_dist.gang import Place, Progress, attempt, find_place, is_supervised, recoveries
 from jano_dist.libraries import quiet_libraries
@@ -127,7 +128,7 @@ def _asked_for(params: dict[str, Any]) -> tuple[str, Path, Config]:
         raise UserError(f"Missing {missing} (see `jano-dist generate --help`)")
     check_prompt(prompt)
     if not params["resume"]:
-        settings = sized_by_image(settings, asked={params["height"], params["width"]} != {None})
+        settings = sized_by_image(settings, parse_overrides(config_overrides(pairs, named)))
     return prompt, out, settings
 
 

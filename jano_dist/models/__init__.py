@@ -18,6 +18,7 @@ from jano_dist.models.joint_pipeline import FLUX, SD3
 from jano_dist.models.latte import LATTE
 from jano_dist.models.loading import Adapter, Held, load_adapter
 from jano_dist.models.lora import Loras, check_loras, loras_digest
+from jano_dist.models.wan_i2v import open_picture
 from jano_dist.models.wan_pipeline import WAN
 from jano_dist.models.weights import folder_digest
 
@@ -30,6 +31,7 @@ __all__ = [
     "cut_texts",
     "load_model",
     "model_digest",
+    "open_picture",
     "read_geometry",
     "split_conditions",
     "with_first_frame",

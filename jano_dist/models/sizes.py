@@ -8,7 +8,7 @@ from torch import nn
 
 from jano_dist.errors import UserError
 from jano_dist.geometry import KNOWN, Geometry, find_model
-from jano_dist.models.folder import read_parts
+from jano_dist.models.folder import Parts, read_parts
 from jano_dist.models.placement import repeated_blocks
 from jano_dist.models.weights import stored_dtype
 
@@ -51,7 +51,7 @@ class ModelSizes:
     Attributes:
         geometry: see `Geometry`.
         transformer: all of it. layer: its largest layer.
-        text_encoder: number of parameters. vae: the same.
+        text_encoder: number of parameters. image_encoder, vae: the same.
         vae_channels: of the decoder at full resolution (at lower ones it has more).
         stored_elements: bytes per parameter in the files of transformer and text encoder.
         from_table: whether the sizes are not the model's own files', but known by its name.
@@ -61,6 +61,7 @@ class ModelSizes:
     transformer: Parameters
     layer: Parameters
     text_encoder: int
+    image_encoder: int
     vae: int
     vae_channels: int
     stored_elements: tuple[int, int]
@@ -86,19 +87,24 @@ def read_sizes(name: str, *, local: bool = False) -> ModelSizes:
             f"model {name!r} is not on this machine: fetch it, or name one of {', '.join(KNOWN)}"
         ) from error
     transformer, vae = parts.skeletons["transformer"], parts.skeletons["vae"]
-    encoders = [module for part, module in parts.skeletons.items() if "encoder" in part]
     return ModelSizes(
         geometry=parts.geometry,
         transformer=_count(transformer, transformer),
         layer=max(
             (_count(block, transformer) for block in repeated_blocks(transformer)), key=lambda own: own.plain
         ),
-        text_encoder=sum(_count(module).plain for module in encoders),
+        text_encoder=_encoders(parts, "text_encoder"),
+        image_encoder=_encoders(parts, "image_encoder"),
         vae=_count(vae).plain,
         vae_channels=_decoder_channels(vae.config),
         stored_elements=_stored_elements(source),
         from_table=parts.from_table,
     )
+
+
+def _encoders(parts: Parts, name: str) -> int:
+    """Parameters of all parts whose names begin so."""
+    return sum(_count(module).plain for part, module in parts.skeletons.items() if part.startswith(name))
 
 
 def _decoder_channels(vae: Any) -> int:

@@ -134,6 +134,31 @@ def check_wan(parts: Parts) -> None:
                     f"transformer's latent has {transformer.out_channels}: fetch the model again, whole"
                 )
         torch.tensor([vae.latents_mean, vae.latents_std], device="cpu")  # raises where one is no number
+        if parts.geometry.needs_image and not parts.geometry.first_frame:
+            _check_picture(parts)
+
+
+def _check_picture(parts: Parts) -> None:
+    """What a transformer takes of a picture, against what makes it."""
+    geometry, source, config = parts.geometry, parts.source, parts.skeletons["transformer"].config
+    if config.pos_embed_seq_len is not None:
+        raise UserError(
+            f"{source} makes videos between a first and a last frame, which is not supported: give a model "
+            "that begins with an image, as Wan2.1-I2V-14B"
+        )
+    joined = geometry.channels + geometry.vae_stride[0]  # the encoded picture, and its mask
+    if geometry.condition_channels != joined:
+        raise UserError(
+            f"{source}: the transformer takes {geometry.condition_channels} channels of a picture, which has "
+            f"{joined}: fetch the model again, whole"
+        )
+    encoder = parts.skeletons.get("image_encoder")
+    given = encoder.config.hidden_size if encoder is not None else None
+    if config.image_dim and config.image_dim != given:
+        raise UserError(
+            f"{source}: the transformer takes states of {config.image_dim} from an image encoder, which "
+            f"gives {given or 'none'}: fetch the model again, whole"
+        )
 
 
 WAN = Adapter(check_wan, WanText, WanModel)

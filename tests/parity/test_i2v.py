@@ -9,11 +9,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from jano_dist import Engine, UserError, load_config
+from jano_dist.account.memory import picture_bytes, text_bytes
 from jano_dist.cache import KVCache, NoCache
 from jano_dist.geometry import quick_geometry
 from jano_dist.models.sizes import read_sizes
 from jano_dist.tokens.plan import TokenPlan
 from jano_dist.tokens.schedule import StepKind
+from tests.parity.test_flops import counted
 from tests.parity.video_pipelines import TEXT_TOKENS, i2v_pipeline, picture, read_back, ti2v_pipeline
 
 SMALL = {
@@ -140,6 +142,49 @@ def test_flops_are_those_that_torch_counts(i2v, tmp_path):
         counts.append(counter.get_total_flops())
     assert counts[1] == geometry.forward_flops(12, 12, TEXT_TOKENS)
     assert counts[0] - counts[1] == geometry.text_flops(TEXT_TOKENS)
+
+
+@torch.inference_mode()
+def test_bytes_that_are_kept(i2v, tmp_path):
+    """Of one branch, for text and picture."""
+    image, shape = picture(tmp_path / "image.png", 0), (2, 4, 6)
+    model = i2v.engine(image).model
+    branch = model.branch(model.encode(["a"]) | model.look(str(image), shape))
+    latent, timestep = model.noise(shape, seed=4), torch.tensor(600.0)
+    model.forward(latent, timestep, branch, torch.arange(12), NoCache(model.geometry.layers))
+    kept = [
+        sum(each.nbytes for layer in layers for each in layer.kept)
+        for layers in (branch.layers, branch.pictures)
+    ]
+    states = branch.conditions["image"].nbytes if branch.pictures else 0
+    assert kept[0] + branch.text.nbytes == text_bytes(model.geometry, TEXT_TOKENS, 4)
+    assert kept[1] + states == picture_bytes(model.geometry, 4)
+    assert branch.conditions["latent"].nbytes == model.geometry.condition_channels * 2 * 4 * 6 * 4
+
+
+@pytest.mark.parametrize("policy", ["pab", "toca"])
+def test_work_inside_the_blocks_is_torchs_count(tmp_path, policy):
+    """The parts that attend to the picture are reused, and their work is counted with it."""
+    kind = Kind(tmp_path / "model", i2v_pipeline())
+    engine = kind.engine(picture(tmp_path / "image.png", 0), policy, overrides={"sampling.steps": 10})
+    record, total = counted(engine)
+    assert record["flops"]["done"] == total < record["flops"]["full"]
+
+
+@torch.inference_mode()
+def test_what_the_picture_becomes(i2v, tmp_path):
+    """The mask is 1 in the first latent frame alone; beside it the picture, encoded and scaled."""
+    path, shape, vae = picture(tmp_path / "image.png", 0, width=48, height=32), (2, 4, 6), i2v.theirs.vae
+    conditions = i2v.engine(path).model.look(str(path), shape)
+    mask, latent = conditions["latent"][0].split([4, 4])
+    assert torch.equal(mask, torch.tensor([1.0, 0.0])[:, None, None].expand(4, 2, 4, 6))
+    pixels = torch.tensor(np.asarray(Image.open(path).convert("RGB"))).permute(2, 0, 1) / 127.5 - 1
+    video = torch.cat([pixels[:, None], torch.zeros(3, 4, 32, 48)], 1)
+    mean, std = (
+        torch.tensor(vae.config[name])[:, None, None, None] for name in ("latents_mean", "latents_std")
+    )
+    wanted = (vae.encode(video[None]).latent_dist.mode()[0] - mean) / std
+    assert (latent - wanted).abs().max() <= 1e-4
 
 
 def test_sizes(i2v):

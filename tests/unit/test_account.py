@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 from unittest import mock
 
 import pytest
@@ -172,6 +173,8 @@ class TestCache:
 
 
 class TestWeights:
+    OTHERS = ("transformer", "VAE", "NCCL")  # in memory while something is encoded
+
     def test_replicated(self, large):
         for world in (1, 8):
             memory = memory_of(large, config(), mesh(large, world))
@@ -196,6 +199,30 @@ class TestWeights:
         assert memory.resident["text K/V"] / GB == pytest.approx(2 * 0.42, abs=0.02)
         assert memory.encode["text encoder"] / GB == pytest.approx(11.36, abs=0.01)
         assert memory.phases["encode"] == sum(memory.encode.values()) < memory.peak
+
+    def test_a_picture(self, large):
+        """Wan2.1's I2V: 257 states of 1280, projected to keys and values of their own in every layer; and 20
+        channels beside the latent's, the same for both branches."""
+        sizes = read_sizes("Wan-AI/Wan2.1-I2V-14B-480P-Diffusers", local=True)
+        own, plain = memory_of(sizes, config(), ALONE).resident, memory_of(large, config(), ALONE).resident
+        assert own["picture K/V"] == 2 * 257 * 2 * (2 * 40 * 5120 + 1280)
+        assert own["text K/V"] == plain["text K/V"]
+        assert own["latents"] - plain["latents"] == 20 * 21 * 90 * 160 * 2
+        assert "picture K/V" not in plain
+
+    @pytest.mark.parametrize("name", ["Wan2.1-I2V-14B-480P", "Wan2.2-I2V-A14B"])
+    def test_the_picture_is_encoded_after_the_text(self, name):
+        """At 720p the VAE's way with it takes more than the text encoder, at 480p less; never both."""
+        sizes, encoding = read_sizes(f"Wan-AI/{name}-Diffusers", local=True), {}
+        for height, width in ((480, 832), (720, 1280)):
+            settings = config(video__height=height, video__width=width)
+            parts = memory_of(sizes, settings, Degrees(1, 1, 8)).encode
+            encoding[height] = {part: size for part, size in parts.items() if part not in self.OTHERS}
+        assert encoding[480] == {"text encoder": sizes.text_encoder * 2}
+        decoded = memory_of(sizes, config(), ALONE).decode  # on one rank: it is the coordinator's alone
+        assert encoding[720] == {f"{part}, of the picture": size for part, size in decoded.items()}
+        assert sizes.text_encoder == pytest.approx(5.68e9, rel=1e-3)
+        assert sizes.image_encoder == pytest.approx(0.632e9 if "2.1" in name else 0, rel=1e-2)
 
     @pytest.mark.parametrize(("world", "tiling"), [(1, True), (8, False)])
     def test_decoding_takes_less(self, large, world, tiling):
@@ -488,6 +515,19 @@ class TestEstimates:
             measured = peak_bytes(denoise, tmp_path)
         predicted = memory_of(read_sizes("wan-tiny", local=True), settings, ALONE).resident["latents"]
         assert predicted == pytest.approx(measured, rel=0.15)
+
+    def test_encoding_a_picture(self, tmp_path):
+        """Estimated as decoding is: from above."""
+        from diffusers import AutoencoderKLWan
+
+        sizes = read_sizes("Wan-AI/Wan2.2-I2V-A14B-Diffusers", local=True)
+        sizes = replace(sizes, text_encoder=0)
+        settings = config(video__frames=5, video__height=64, video__width=64)
+        parts = memory_of(sizes, settings, ALONE, gpu=False).encode
+        estimate = sum(size for part, size in parts.items() if part.endswith("of the picture"))
+        vae, video = AutoencoderKLWan(), torch.zeros(1, 3, 5, 64, 64)
+        measured = peak_bytes(lambda: vae.encode(video.clone()), tmp_path)
+        assert 0.7 * estimate < measured < estimate
 
     def test_decoding(self, large, tmp_path):
         """With the VAE's real width: with few channels CPU convolutions unfold their input."""
