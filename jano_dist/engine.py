@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,9 +28,9 @@ from jano_dist.models import (
     DiffusionModel,
     Geometry,
     cut_texts,
+    image_digest,
     load_model,
     model_digest,
-    open_picture,
     read_geometry,
 )
 from jano_dist.observe import NullObserver, Observer
@@ -82,18 +81,6 @@ def _check_observer(observer: object) -> None:
 def _mesh_wishes(config: Config, geometry: Geometry) -> tuple[object, ...]:
     """What of a config decides on the mesh."""
     return config.mesh, geometry.branches(config.sampling.guidance), config.cache.kind
-
-
-def _picture_digest(image: str | None) -> bytes:
-    """SHA-256 of a picture's file; empty where there is none, or none on this machine.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    if not Path(image or "").is_file():
-        return b""
-    open_picture(str(image))
-    return hashlib.sha256(Path(str(image)).read_bytes()).digest()
 
 
 def _refuse_others(what: str, ranks: Sequence[int]) -> None:
@@ -158,7 +145,7 @@ class Engine:
         self._files = (
             b"" if model else model_digest(config.model.name, (*config.model.loras, *config.model.loras_2))
         )
-        self._check_alike(everyone, _picture_digest(config.sampling.image))
+        self._check_alike(everyone, image_digest(config.sampling.image))
         refuse_shared_gpus(everyone, gpu_uuid(device))
         self._sampler = sampler or open_sampler(gpu_uuid(device))
         self.mesh = mesh or self._arrange(geometry, device)
@@ -313,7 +300,7 @@ class Engine:
 
     def _facts(self, prompt: str, config: Config) -> dict[str, Any]:
         """What tells this run from others, for its snapshots."""
-        image = _picture_digest(config.sampling.image).hex()
+        image = image_digest(config.sampling.image).hex()
         files = {"files": self._files.hex(), "image": image}
         return {"prompt": prompt, **files, "config": config.model_dump(mode="json")}
 

@@ -228,7 +228,7 @@ def text_bytes(geometry: Geometry, text_tokens: int, element: int) -> int:
 
 
 def picture_bytes(geometry: Geometry, element: int) -> int:
-    """The same of a picture: its own K/V (2 L K W e), and its states; 0 in a model without an image encoder."""
+    """The same of a picture: its own K/V (2 L K W e), and its states; 0 without an image encoder."""
     kept = 2 * geometry.layers * geometry.width
     return geometry.image_tokens * element * (kept + geometry.image_dim)
 

@@ -1,5 +1,6 @@
 """Models behind one protocol. `read_geometry` and `load_model` turn a name or folder into one."""
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,9 @@ __all__ = [
     "Geometry",
     "check_model",
     "cut_texts",
+    "image_digest",
     "load_model",
     "model_digest",
-    "open_picture",
     "read_geometry",
     "split_conditions",
     "with_first_frame",
@@ -97,3 +98,15 @@ def model_digest(name: str, loras: Loras = ()) -> bytes:
         UserError: the model, or a LoRA, is neither here nor can it be fetched.
     """
     return folder_digest(model_folder(name)) + loras_digest(loras)
+
+
+def image_digest(image: str | None) -> bytes:
+    """SHA-256 of a picture's file; empty where there is none, or none on this machine.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    if not Path(image or "").is_file():
+        return b""
+    open_picture(str(image))
+    return hashlib.sha256(Path(str(image)).read_bytes()).digest()
