@@ -224,6 +224,14 @@ class TestWeights:
         assert sizes.text_encoder == pytest.approx(5.68e9, rel=1e-3)
         assert sizes.image_encoder == pytest.approx(0.632e9 if "2.1" in name else 0, rel=1e-2)
 
+    def test_the_image_encoder_may_take_most(self):
+        """In float32, beside a small text encoder and for a small video."""
+        sizes = read_sizes("Wan-AI/Wan2.1-I2V-14B-480P-Diffusers", local=True)
+        settings = config(video__frames=5, video__height=64, video__width=64)
+        parts = memory_of(replace(sizes, text_encoder=10**9), settings, ALONE).encode
+        assert parts["image encoder"] == 4 * sizes.image_encoder > 2 * 10**9
+        assert not parts.keys() - {*self.OTHERS, "image encoder"}
+
     @pytest.mark.parametrize(("world", "tiling"), [(1, True), (8, False)])
     def test_decoding_takes_less(self, large, world, tiling):
         alone = memory_of(large, config(), ALONE).decode
