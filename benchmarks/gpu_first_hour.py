@@ -1,4 +1,4 @@
-# ruff: noqa: E501, B023
+# ruff: noqa: E501
 """The first hour on a machine with GPUs: is what we say true there, and what does it cost?
 
     python -m benchmarks.gpu_first_hour                 # all GPUs of this machine

@@ -1,4 +1,4 @@
-# ruff: noqa: E501, B023
+# ruff: noqa: E501
 """Whether the numbers are right: kernels, one device against another, caches, meshes."""
 
 import json
