@@ -15,6 +15,7 @@ from functools import partial
 
 import torch
 
+from jano_dist.account.coding import Parts, decoding, encoding, vae_element
 from jano_dist.config import CacheConfig, Config
 from jano_dist.config.policies import (
     KV_POLICIES,
@@ -33,12 +34,10 @@ from jano_dist.models.sizes import ModelSizes
 from jano_dist.pinned import exact_sizes, pinned_bytes
 
 _SCALE = 4  # bytes of the float32 scale of an 8-bit row
-_TILE, _TILE_STRIDE = 256, 192  # pixels; what diffusers' tiled decoding uses
 # NCCL's buffers on a GPU, read and not measured: the rings of a group that broadcasts; and what all-to-all
 # takes per peer (3.3 GB for 7 of them on H100, github.com/NVIDIA/nccl/issues/1685); more are no node's.
 _RINGS, _PEER, _MOST_PEERS = 2**29, 450 * 2**20, 7
 
-Parts = dict[str, int]
 Taken = Callable[[int], int]  # bytes of a tensor -> bytes that it takes in host memory
 
 
@@ -245,7 +244,7 @@ def memory_of(sizes: ModelSizes, config: Config, degrees: Degrees, *, gpu: bool 
     text_tokens = geometry.text_tokens(config.model.max_sequence_length)
     # DistVAE works on a copy of its own.
     spread = math.prod(degrees) > 1 and config.model.vae_parallel == "auto" and not geometry.images
-    vae = sizes.vae * _vae_element(config) * (2 if spread else 1)
+    vae = sizes.vae * vae_element(config) * (2 if spread else 1)
     taken: Taken = partial(pinned_bytes, exact=exact_sizes()) if gpu else int
     here, offloaded = _weights(sizes, config, math.prod(degrees), element, taken)
     kept = in_host = working = 0
@@ -268,19 +267,23 @@ def memory_of(sizes: ModelSizes, config: Config, degrees: Degrees, *, gpu: bool 
         "latents": _latents(geometry, token_count(geometry, config), element),
         **libraries,
     }
-    encoding = _encoding(sizes, config, text_element, gpu=gpu)
+    coding = encoding(sizes, config, text_element, gpu=gpu)
     host = {"transformer": offloaded, "cache": in_host}
     return Memory(
         resident=resident,
-        denoise=_activations(geometry, tokens, degrees, cache, element, caches=bool(kept or in_host)),
-        decode=_decoding(sizes, config, math.prod(degrees), gpu=gpu),
-        encode={"transformer": here, "VAE": vae, **encoding, **libraries},
+        denoise=_activations(
+            geometry,
+            tokens,
+            degrees,
+            cache,
+            element,
+            caches=bool(kept or in_host),
+            times=geometry.first_frame and config.sampling.image is not None,
+        ),
+        decode=decoding(sizes, config, math.prod(degrees), gpu=gpu),
+        encode={"transformer": here, "VAE": vae, **coding, **libraries},
         host={name: size for name, size in host.items() if size},
     )
-
-
-def _vae_element(config: Config) -> int:
-    return int(getattr(torch, config.model.vae_dtype).itemsize)
 
 
 def _weights(sizes: ModelSizes, config: Config, world: int, element: int, taken: Taken) -> tuple[int, int]:
@@ -317,13 +320,23 @@ def _latents(geometry: Geometry, tokens: int, element: int) -> int:
 
 
 def _activations(
-    geometry: Geometry, tokens: int, degrees: Degrees, cache: CacheConfig, element: int, *, caches: bool
+    geometry: Geometry,
+    tokens: int,
+    degrees: Degrees,
+    cache: CacheConfig,
+    element: int,
+    *,
+    caches: bool,
+    times: bool = False,
 ) -> Parts:
     """The peak of one forward of a full step, estimated: what is alive at once in its largest moment.
 
     It is in the first layer, while the patch embedding of the whole sequence is still there. A layer's
     moments come one after the other, so only the largest counts. A test compares the sum with what
     PyTorch's memory profiler sees.
+
+    Args:
+        caches: whether steps leave something behind. times: whether each token has a timestep of its own.
     """
     own, shard, d = own_rows(tokens, degrees), shard_rows(tokens, degrees), geometry.width
     row, heads_width = own * d * element, d // degrees.ulysses
@@ -343,52 +356,12 @@ def _activations(
         attention,
         {"FFN": 2 * own * geometry.ffn_dim * element + row},
     )
+    # What a timestep becomes, and its six projections; a layer has these with its own added, in float32.
+    timed = {"timesteps of tokens": 7 * row + 6 * own * d * 4} if times else {}
     return {
+        **timed,
         "patch embedding": tokens * d * element,
         "rotary table": own * geometry.head_dim * 4,
         "layer input": 3 * row,  # the rows picked, the rows now, and their normed copy
         **max(moments, key=lambda parts: sum(parts.values())),
-    }
-
-
-def _encoding(sizes: ModelSizes, config: Config, text_element: int, *, gpu: bool) -> Parts:
-    """What takes most of text encoder, VAE and image encoder, which work one after the other.
-
-    With its channels joined to the latent's, a picture is encoded with as many empty frames as the video has;
-    the coordinator does that alone, and it takes about what decoding them does (10 to 25 % less, measured).
-    """
-    moments: list[Parts] = [{"text encoder": sizes.text_encoder * text_element}]
-    if sizes.geometry.condition_channels:
-        of_vae = _decoding(sizes, config, 1, gpu=gpu)
-        moments.append({f"{name}, of the picture": size for name, size in of_vae.items()})
-    if sizes.image_encoder:
-        moments.append({"image encoder": sizes.image_encoder * 4})  # in float32
-    return max(moments, key=lambda parts: sum(parts.values()))
-
-
-def _decoding(sizes: ModelSizes, config: Config, world: int, *, gpu: bool) -> Parts:
-    """The peak of decoding, estimated: the VAE decodes chunk by chunk of frames, and its last stage, at
-    full resolution, dwarfs the others.
-
-    With c channels there, each pixel of the picture takes 30 c for a chunk of 4 frames on its way, and
-    25 c for two frames of every convolution's input (all stages), kept for the next chunk. The sum is
-    measured with PyTorch's memory profiler. DistVAE gives each rank a band of the rows. cuDNN computes with
-    channels last, and turns a convolution's input (4 frames and the 2 before) and its output (4) in a
-    workspace: 10 c. That is read, not measured.
-    """
-    video, tiles = config.video, config.model.vae_tiling
-    pixels, element = video.height * video.width, _vae_element(config)
-    images = sizes.geometry.images
-    spread = config.model.vae_parallel == "auto" and not tiles and not images
-    area = pixels // world if spread else pixels
-    whole = video.frames * 3 * pixels * element
-    if tiles:
-        area = min(video.height, _TILE) * min(video.width, _TILE)
-    per_pixel = sizes.vae_channels * element
-    overlapping = int(whole * (_TILE / _TILE_STRIDE) ** 2) if tiles else 0
-    return {
-        "VAE activations": 30 * per_pixel * area,
-        "VAE frame cache": 0 if images else 25 * per_pixel * area,
-        **({"cuDNN workspace": (2 if images else 10) * per_pixel * area} if gpu else {}),
-        "frames": 3 * whole + overlapping,  # as decoded, joined, and scaled to 0..1
     }

@@ -4,11 +4,10 @@ import math
 from collections.abc import Container, Sequence
 from pathlib import Path
 
-from PIL import Image, ImageOps
-
 from jano_dist.config import Config, change_config
 from jano_dist.errors import UserError
 from jano_dist.geometry import quick_geometry
+from jano_dist.picture import open_picture
 
 _SIDES = ("video.height", "video.width")
 _SMALLEST = 16  # pixels a side: of less there is nothing to see
@@ -60,14 +59,7 @@ def picture_size(path: str) -> tuple[int, int]:
     Raises:
         UserError: see `sized_by_image`.
     """
-    if not Path(path).is_file():
-        raise UserError(f"there is no image {path}: give a file with --image")
-    try:
-        with Image.open(path) as picture:
-            picture.load()
-            width, height = ImageOps.exif_transpose(picture).size
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as problem:
-        raise UserError(f"{path} cannot be read as an image: give one that is complete") from problem
+    width, height = open_picture(path).size
     if min(width, height) < _SMALLEST or max(width, height) > _LONGEST * min(width, height):
         raise UserError(
             f"{path} is {width}x{height} pixels: give an image of {_SMALLEST} pixels a side or more, and at "

@@ -19,9 +19,9 @@ from jano_dist.models.joint_pipeline import FLUX, SD3
 from jano_dist.models.latte import LATTE
 from jano_dist.models.loading import Adapter, Held, load_adapter
 from jano_dist.models.lora import Loras, check_loras, loras_digest
-from jano_dist.models.wan_i2v import open_picture
 from jano_dist.models.wan_pipeline import WAN
 from jano_dist.models.weights import folder_digest
+from jano_dist.picture import open_picture
 
 __all__ = [
     "Branch",
@@ -106,7 +106,7 @@ def image_digest(image: str | None) -> bytes:
     Raises:
         UserError: it cannot be read.
     """
-    if not Path(image or "").is_file():
+    if image is None or not Path(image).is_file():
         return b""
-    open_picture(str(image))
-    return hashlib.sha256(Path(str(image)).read_bytes()).digest()
+    open_picture(image)  # what cannot be read is said before minutes of loading
+    return hashlib.sha256(Path(image).read_bytes()).digest()

@@ -127,7 +127,7 @@ class DiffusionModel(Protocol):
         """What a picture becomes, each [1, ...], in a model that needs one.
 
         Raises:
-            UserError: it cannot be read, or is too small.
+            UserError: it cannot be read, or the model takes none.
         """
 
     def branch(self, conditions: Conditions, guidance: float = 1.0, expert: int = 0) -> Branch:

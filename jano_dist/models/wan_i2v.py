@@ -1,16 +1,14 @@
 """What a picture becomes for a Wan transformer: diffusers' `WanImageToVideoPipeline` says."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import WanImageToVideoPipeline
-from diffusers.utils import load_image
 from PIL import Image
 
-from jano_dist.errors import UserError
 from jano_dist.models.base import FIRST_FRAME, Conditions
 from jano_dist.models.folder import Parts, model_folder, sentence
+from jano_dist.picture import open_picture
 from jano_dist.tokens.grid import Shape3
 
 
@@ -75,18 +73,3 @@ def _states(parts: Parts, picture: Image.Image, device: torch.device) -> torch.T
         pipeline = parts.pipeline.from_pretrained(folder, dtype={"image_encoder": torch.float32}, **others)
         states: torch.Tensor = pipeline.to(device).encode_image(picture, device)
     return states
-
-
-def open_picture(path: str) -> Image.Image:
-    """A picture as RGB, turned as its camera says.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    if not Path(path).is_file():
-        raise UserError(f"there is no image {path}: give a file with --image")
-    try:
-        picture: Image.Image = load_image(path)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as problem:
-        raise UserError(f"{path} cannot be read as an image: give one that is complete") from problem
-    return picture

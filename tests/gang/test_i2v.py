@@ -15,6 +15,7 @@ from jano_dist.snapshot import Snapshot, facts_of, require_same_run
 from tests.gang.harness import gang
 from tests.gang.test_resume import Shelf
 from tests.parity.video_pipelines import TEXT_TOKENS, i2v_pipeline, picture, ti2v_pipeline
+from tests.short_jano import SHORT_JANO
 
 SETTINGS = {
     "model.max_sequence_length": TEXT_TOKENS,
@@ -22,12 +23,7 @@ SETTINGS = {
     "sampling.steps": 8,
     "sampling.guidance": 4.0,
     "policy.block": [1, 2, 2],
-    "policy.warmup": 3,
-    "policy.cooldown": 1,
-    "policy.static_threshold": 0.3,
-    "policy.moderate_threshold": 0.6,
-    "policy.static_interval": 4,
-    "policy.moderate_interval": 2,
+    **SHORT_JANO,
 }
 ONE, TWO = {}, {"model.experts": "swap"}
 # Kind -> its pipeline, the size of its videos, by world the degrees, cache, weights and what else is set.

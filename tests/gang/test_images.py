@@ -15,6 +15,7 @@ from jano_dist.tokens.plan import TokenPlan
 from jano_dist.tokens.schedule import StepKind
 from tests.gang.harness import gang
 from tests.parity.image_pipelines import TEXT_TOKENS, flux_pipeline, sd3_pipeline
+from tests.short_jano import SHORT_JANO
 
 SETTINGS = {
     "model.max_sequence_length": TEXT_TOKENS,
@@ -24,12 +25,7 @@ SETTINGS = {
     "sampling.steps": 8,
     "sampling.guidance": 3.5,
     "policy.block": [1, 4, 4],
-    "policy.warmup": 3,
-    "policy.cooldown": 1,
-    "policy.static_threshold": 0.3,
-    "policy.moderate_threshold": 0.6,
-    "policy.static_interval": 4,
-    "policy.moderate_interval": 2,
+    **SHORT_JANO,
 }
 KINDS = ["full", "full", "full", "refresh", "active", "moderate", "active", "full"]
 # World -> (cfg, kv, ulysses), cache, weights; six heads.

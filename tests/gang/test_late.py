@@ -11,6 +11,7 @@ from jano_dist.degrees import Degrees
 from jano_dist.mesh import Mesh
 from tests.gang.harness import gang
 from tests.parity.image_pipelines import TEXT_TOKENS, flux_pipeline
+from tests.short_jano import SHORT_JANO
 
 VIDEO = {"video.frames": 5, "video.height": 64, "video.width": 64, "policy.block": [1, 2, 2]}
 IMAGE = {
@@ -20,15 +21,7 @@ IMAGE = {
     "video.width": 24,
     "policy.block": [1, 4, 4],
 }
-JANO = {
-    "sampling.steps": 10,
-    "policy.warmup": 3,
-    "policy.cooldown": 1,
-    "policy.static_threshold": 0.3,
-    "policy.moderate_threshold": 0.6,
-    "policy.static_interval": 4,
-    "policy.moderate_interval": 2,
-}
+JANO = {**SHORT_JANO, "sampling.steps": 10}
 
 
 class Late:

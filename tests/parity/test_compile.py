@@ -11,17 +11,9 @@ from jano_dist import Engine, UserError, load_config
 from tests.parity import image_pipelines, video_pipelines
 from tests.parity.image_pipelines import flux_pipeline, sd3_pipeline
 from tests.parity.video_pipelines import i2v_pipeline
+from tests.short_jano import SHORT_JANO
 
-JANO = {
-    "policy.warmup": 3,
-    "policy.cooldown": 1,
-    "policy.static_threshold": 0.3,
-    "policy.moderate_threshold": 0.6,
-    "policy.static_interval": 4,
-    "policy.moderate_interval": 2,
-    "sampling.steps": 10,
-    "sampling.guidance": 4.0,
-}
+JANO = {**SHORT_JANO, "sampling.steps": 10, "sampling.guidance": 4.0}
 
 
 @pytest.fixture(autouse=True)

@@ -12,6 +12,7 @@ from jano_dist.degrees import Degrees
 from jano_dist.models.sizes import read_sizes
 from tests.lora import write_lora
 from tests.parity.video_pipelines import TEXT_TOKENS, experts_pipeline, read_back
+from tests.short_jano import SHORT_JANO
 
 STEPS, SWITCH = 12, 6  # where the boundary of 0.8 lies at a shift of 3
 SMALL = {
@@ -25,12 +26,7 @@ SMALL = {
 }
 JANO = {
     "policy.block": [1, 2, 2],
-    "policy.warmup": 3,
-    "policy.cooldown": 1,
-    "policy.static_threshold": 0.3,
-    "policy.moderate_threshold": 0.6,
-    "policy.static_interval": 4,
-    "policy.moderate_interval": 2,
+    **SHORT_JANO,
     "policy.velocity": "hold",
 }
 

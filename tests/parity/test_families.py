@@ -8,6 +8,7 @@ from jano_dist import Engine, load_config
 from tests.parity import image_pipelines, video_pipelines
 from tests.parity.image_pipelines import flux_pipeline, sd3_pipeline
 from tests.parity.video_pipelines import experts_pipeline, i2v_pipeline, picture, ti2v_pipeline
+from tests.short_jano import SHORT_JANO
 
 # Pipeline, frames, height, width, whether of a picture.
 FAMILIES = {
@@ -17,14 +18,6 @@ FAMILIES = {
     "i2v": (i2v_pipeline, 5, 32, 48, True),
     "i2v experts": (partial(i2v_pipeline, clip=False, boundary=0.8), 5, 32, 48, True),
     "ti2v": (ti2v_pipeline, 5, 64, 96, True),
-}
-JANO = {
-    "policy.warmup": 3,
-    "policy.cooldown": 1,
-    "policy.static_threshold": 0.3,
-    "policy.moderate_threshold": 0.6,
-    "policy.static_interval": 4,
-    "policy.moderate_interval": 2,
 }
 # Policies that keep nothing from one step to the next.
 IDLE = {
@@ -55,7 +48,7 @@ class Family:
         self.full = self.latents("full")
 
     def latents(self, policy, overrides=None):
-        own = self._settings | (JANO | self._block if policy == "jano" else {}) | (overrides or {})
+        own = self._settings | (SHORT_JANO | self._block if policy == "jano" else {}) | (overrides or {})
         engine = Engine(load_config("wan-tiny", policy=policy, overrides=own), model=self._model)
         self._model = engine.model
         done = engine.generate("a red ball", seed=0)

@@ -12,17 +12,13 @@ from jano_dist.models.sizes import read_sizes
 from jano_dist.tokens.plan import TokenPlan
 from jano_dist.tokens.schedule import StepKind
 from tests.parity.image_pipelines import TEXT_TOKENS, flux_pipeline, saved, sd3_pipeline
+from tests.short_jano import SHORT_JANO
 
 PROMPTS = [("a red ball", 3), ("a blue box stays still", 0), ("", 11)]
 SIZES = [(32, 24), (40, 40)]
 JANO = {
     "policy.block": [1, 4, 4],
-    "policy.warmup": 3,
-    "policy.cooldown": 1,
-    "policy.static_threshold": 0.3,
-    "policy.moderate_threshold": 0.6,
-    "policy.static_interval": 4,
-    "policy.moderate_interval": 2,
+    **SHORT_JANO,
 }
 MAKERS = {
     "flux-dev": flux_pipeline,

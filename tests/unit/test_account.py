@@ -34,6 +34,7 @@ from jano_dist.denoise import Denoiser
 from jano_dist.errors import UserError
 from jano_dist.geometry import WanGeometry
 from jano_dist.mesh import Mesh
+from jano_dist.models.base import FIRST_FRAME
 from jano_dist.models.sizes import read_sizes
 from jano_dist.observe import NullObserver
 from jano_dist.policies import make_policy
@@ -479,8 +480,9 @@ _480P = {"video.frames": 33, "video.height": 480, "video.width": 832, "sampling.
 
 
 class TestEstimates:
+    @pytest.mark.parametrize("times", [False, True])
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-    def test_activations(self, dtype, tmp_path):
+    def test_activations(self, dtype, times, tmp_path):
         from diffusers import WanTransformer3DModel
 
         from jano_dist.models.wan import WanTransformer
@@ -491,15 +493,17 @@ class TestEstimates:
         ).to(dtype)
         model = WanTransformer(transformer)
         latent, rows = torch.zeros(16, 5, 32, 48), torch.arange(5 * 16 * 24)
-        branch = model.branch({"text": torch.zeros(1, 8, 64)})
+        first = {FIRST_FRAME: latent[None, :, :1]} if times else {}
+        branch = model.branch({"text": torch.zeros(1, 8, 64), **first})
 
         def forward():
-            model.forward(latent, torch.tensor([5.0]), branch, rows, NoCache(2))
+            model.forward(latent, torch.tensor(5.0), branch, rows, NoCache(2))
 
         with torch.inference_mode():
             forward()  # makes the text's keys and values
         geometry = WanGeometry(16, 16, (4, 8, 8), (1, 2, 2), 2, 4, 128, 1382, 64, 32)
-        parts = _activations(geometry, len(rows), ALONE, CacheConfig(), dtype.itemsize, caches=False)
+        shapes = (geometry, len(rows), ALONE, CacheConfig(), dtype.itemsize)
+        parts = _activations(*shapes, caches=False, times=times)
         assert sum(parts.values()) == pytest.approx(peak_bytes(forward, tmp_path), rel=0.1)
 
     def test_latents(self, tmp_path):

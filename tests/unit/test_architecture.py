@@ -36,10 +36,11 @@ ALLOWED = {
     "mesh": {"degrees", "groups"},
     "policies": {"reuse", "tokens"},
     "reuse": {"cache", "mesh"},
+    "picture": set(),
     "pinned": set(),
     "cache": {"pinned", "tokens"},
     "attention": {"mesh", "cache"},
-    "models": {"attention", "geometry", "tokens", "mesh", "cache", "pinned", "reuse"},
+    "models": {"attention", "geometry", "tokens", "mesh", "cache", "picture", "pinned", "reuse"},
     "account": {
         "attention", "config", "degrees", "geometry", "groups", "models", "observe", "pinned", "sampling",
         "tokens",

@@ -9,7 +9,7 @@ from PIL import Image
 
 from jano_dist import UserError, load_config
 from jano_dist.cli.picture import picture_size, sized_by_image
-from jano_dist.models.wan_i2v import open_picture
+from jano_dist.picture import open_picture
 
 
 @pytest.fixture
