@@ -9,9 +9,10 @@ import torch
 
 from jano_dist.mesh import Mesh
 from jano_dist.models.base import DiffusionModel
+from jano_dist.models.compiling import check_compiler, compile_blocks
 from jano_dist.models.folder import Parts, sentence
 from jano_dist.models.lora import Loras, fuse_loras
-from jano_dist.models.placement import place, repeated_blocks
+from jano_dist.models.placement import place
 from jano_dist.models.text import TextEncoder
 from jano_dist.models.weights import stored_dtype
 
@@ -97,13 +98,18 @@ def _placed(name: str, folder: Path, parts: Parts, held: Held) -> Any:
     device = torch.device("cpu") if waits else held.device
     placed = place(read, parts.skeletons[name], weights=held.weights, mesh=mesh, device=device)
     if held.compile:
-        for block in repeated_blocks(placed):
-            block.compile(dynamic=True)  # at its first call, when the hooks are in; once for all blocks
+        compile_blocks(placed)
     return placed
 
 
 def load_adapter(adapter: Adapter, folder: Path, parts: Parts, held: Held) -> DiffusionModel:
-    """The model behind a family's adapter."""
+    """The model behind a family's adapter.
+
+    Raises:
+        UserError: it is to be compiled, and there is nothing to do it with.
+    """
+    if held.compile:
+        check_compiler(held.device)
     pipeline = load_pipeline(folder, parts, held)
     dtype = _dtype(folder / "text_encoder", held)
     text = adapter.text(folder, parts, dtype, held.max_sequence_length)

@@ -264,10 +264,6 @@ def rotate(x_nhd: Tensor, rope: Rope) -> Tensor:
 
     Su et al., "RoFormer" (2021), eq. 13.
     """
-    if torch.compiler.is_compiling():
-        even, odd = x_nhd.float().unflatten(-1, (-1, 2)).unbind(-1)
-        c, s = torch.view_as_real(rope).unbind(-1)
-        return torch.stack((even * c - odd * s, even * s + odd * c), dim=-1).flatten(-2).type_as(x_nhd)
     pairs = torch.view_as_complex(x_nhd.float().unflatten(-1, (-1, 2)))  # [n, H, D/2]
     return torch.view_as_real(pairs * rope).flatten(-2).type_as(x_nhd)
 

@@ -5,9 +5,12 @@ from functools import partial
 import pytest
 import torch
 import torch._dynamo
+import torch._inductor.config
 from torch._dynamo.utils import counters
 
 from jano_dist import Engine, UserError, load_config
+from jano_dist.models import loading
+from jano_dist.models.compiling import check_compiler
 from tests.parity import image_pipelines, video_pipelines
 from tests.parity.image_pipelines import flux_pipeline, sd3_pipeline
 from tests.parity.video_pipelines import i2v_pipeline
@@ -19,6 +22,7 @@ JANO = {**SHORT_JANO, "sampling.steps": 10, "sampling.guidance": 4.0}
 @pytest.fixture(autouse=True)
 def graphs(monkeypatch):
     """Counts compilations. What is traced runs as it is, so that a test takes seconds and no C++ compiler."""
+    monkeypatch.setattr(loading, "check_compiler", lambda device: None)
     compiled = partial(torch.compile, backend="eager")
     monkeypatch.setattr(torch, "compile", compiled)
     torch._dynamo.reset()
@@ -70,6 +74,12 @@ def test_no_compilation_per_layer_or_step(graphs):
         torch._dynamo.config.error_on_recompile = kept
     assert graphs() == before
     assert torch.equal(again.latents, first.latents)
+
+
+def test_without_a_compiler(monkeypatch):
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, "no-such-compiler"))
+    with pytest.raises(UserError, match=r"needs a C\+\+ compiler, and there is none: install g\+\+, or"):
+        check_compiler(torch.device("cpu"))
 
 
 def test_refused_with_caches_inside_blocks():
