@@ -1,13 +1,12 @@
-# ruff: noqa: E501
 """The first hour on a machine with GPUs: is what we say true there, and what does it cost?
 
     python -m benchmarks.gpu_first_hour                 # all GPUs of this machine
-    python -m benchmarks.gpu_first_hour --small         # minutes, on a CPU too: true width, one layer, few tokens
+    python -m benchmarks.gpu_first_hour --small         # minutes, on a CPU too: one layer, few tokens
 
 In this order: versions, kernels against float64, this device against the CPU, caches in host memory, meshes
 against one rank, memory against the account, seconds of every kind of step at Wan2.1-14B's true size (random
-weights) against counted FLOPs, what offloading costs, decoding, ranks that are lost. It stops at the first lie,
-with a sentence, and writes one dated JSON and one page of what it found until then. docs/gpu-first-hour.md says
+weights) against counted FLOPs, what offloading costs, decoding, ranks that are lost. It stops at the first
+lie, with a sentence, and writes one dated JSON and one page. docs/gpu-first-hour.md says how to read them.
 """
 
 import argparse

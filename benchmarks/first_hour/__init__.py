@@ -50,8 +50,10 @@ class Hour:
 
 
 def promised(holds: bool, sentence: str) -> None:
-    """Raises:
-    Lie: it does not hold.
+    """Go on if it holds.
+
+    Raises:
+        Lie: it does not; with the sentence.
     """
     if not holds:
         raise Lie(sentence)

@@ -1,0 +1,67 @@
+"""The first hour on a GPU, here on a CPU: it notices a lie, stops there, and keeps what it had found."""
+
+import json
+
+import pytest
+import torch
+
+from benchmarks import gpu_first_hour
+from benchmarks.first_hour import Hour, Lie, promised, truth
+from benchmarks.first_hour.page import write_page
+from jano_dist.attention.kernels import attention_with_lse
+
+
+@pytest.fixture
+def hour(tmp_path):
+    return Hour(torch.device("cpu"), 2, "float32", 1, ((5, 32, 32),), tmp_path)
+
+
+def test_kernels_that_are_right(hour):
+    found = truth.kernels(hour)["rows"]
+    assert len(found) == 2 * len(truth.SHAPES)
+    assert max(row["attention"] for row in found if row["dtype"] == "torch.float32") <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("attention", lambda q, k, v: v.mean(0).expand_as(q)),
+        ("attention_with_lse", lambda q, k, v: (attention_with_lse(q, k, v)[0], torch.zeros(q.shape[:2]))),
+        ("merge", lambda out, lse: out.mean(0)),
+        ("rotate", lambda x, rope: x),
+    ],
+)
+def test_a_kernel_that_is_wrong(hour, monkeypatch, name, wrong):
+    monkeypatch.setattr(truth, name, wrong)
+    with pytest.raises(Lie, match=r"kernels of cpu in .* from float64, not 1e-05: compute in another"):
+        truth.kernels(hour)
+
+
+def test_a_copy_that_is_not_waited_for(hour, monkeypatch):
+    def late(device, policy, **own):
+        return torch.ones(2) * (own["cache.device"] == "cpu")
+
+    monkeypatch.setattr(truth, "_tiny", late)
+    with pytest.raises(Lie, match=r"the kv cache in native makes another video from host memory than on cpu"):
+        truth.caches(hour)
+
+
+def test_it_stops_at_the_first_lie(hour, tmp_path):
+    def lies(hour):
+        promised(1 > 2, "one is not above two: count again")
+
+    parts = {
+        "good": lambda hour: {"rows": [{"a|b": 1.23456, "c": [1, 2]}]},
+        "bad": lies,
+        "never": pytest.fail,
+    }
+    figures, lie = gpu_first_hour.run(hour, parts)
+    assert lie == "bad: one is not above two: count again"
+    assert list(figures) == ["good"]
+    content = {"device_name": "cpu", "lie": lie, "parts": figures}
+    ran = {"ended": "today", "commit": "0" * 40, "command": "python -m benchmarks.gpu_first_hour"}
+    result = tmp_path / "result.json"
+    result.write_text(json.dumps({"ran": ran, **content}))
+    text = write_page(result).read_text()
+    assert f"**Stopped at the first lie.** {lie}" in text
+    assert "| 1.235 | [1, 2] |" in text
