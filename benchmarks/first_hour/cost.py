@@ -204,6 +204,6 @@ def lost_ranks(hour: Hour) -> dict[str, Any]:
         late = rows[how]["after_cause"]
         promised(
             late <= GONE,
-            f"{how}: ranks were gone {late:.1f} s after the cause, not {GONE:g}: end what is left, and tell us",
+            f"{how}: ranks were gone {late:.1f} s after the cause, not {GONE:g}: end what is left",
         )
     return rows
