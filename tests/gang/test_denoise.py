@@ -43,7 +43,7 @@ MAPS = {
     step: torch.randint(1, 4, (TOKENS,), generator=torch.Generator().manual_seed(step)) for step in (1, 6)
 }
 WEIGHTS = [[drawn(10 * layer + i, WIDTH, WIDTH).to(DTYPE) / 3 for i in range(3)] for layer in range(LAYERS)]
-POSITIONS = 1 + drawn(99, TOKENS, 1, HEAD_DIM).to(DTYPE) / 3  # in the place of rotary tables
+POSITIONS = 1 + drawn(99, TOKENS, 1, HEAD_DIM).to(DTYPE) / 3  # in the place of a rotary table
 TEXTS = [drawn(seed, WIDTH).to(DTYPE) / 3 for seed in (1000, 1001)]
 
 
@@ -287,7 +287,7 @@ def test_caches_are_as_the_config_says(kind, tensors, dtype, device):
     native = tensors * TOKENS * WIDTH * ELEMENT
     kept = native if dtype == "native" else tensors * TOKENS * HEADS * (HEAD_DIM + 4)
     shared = (native if dtype == "fp8" else 0) + (2 * kept if device == "cpu" else 0)
-    ropes = 2 * TOKENS * HEAD_DIM * 4 if kind == "hidden" else 0
+    ropes = TOKENS * HEAD_DIM * 4 if kind == "hidden" else 0
     assert made.bytes_kept == ([LAYERS * kept] * 2, shared + ropes)
 
 
