@@ -1,0 +1,89 @@
+"""Seconds of each kind of step, of an earlier revision and of this checkout, by the command line, in turns.
+
+    python -m benchmarks.repeat 5 revisions --before 3b14178
+
+For 320 and 2,304 tokens, in one process and on two ranks by Ulysses: median seconds of a step of each kind in
+both, and before over now: above 1 it gains.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks.common import PROMPTS, RESULTS, save
+
+VIDEOS = ((17, 128), (33, 256))  # frames, height and width: 320 and 2,304 tokens
+RANKS = {"1 process": (1, 1), "ulysses 2": (2, 2)}  # ranks, and the Ulysses degree
+TURNS = 2
+CHECKOUT = RESULTS.parents[1]
+
+
+def step_seconds(checkout: Path, video: tuple[int, int], ranks: tuple[int, int]) -> dict[str, list[float]]:
+    """Of one run: the seconds of its steps, by kind."""
+    frames, size = video
+    world, ulysses = ranks
+    settings = {"video.frames": frames, "video.height": size, "video.width": size, "mesh.ulysses": ulysses}
+    chosen = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
+    with tempfile.TemporaryDirectory() as folder:
+        call = [sys.executable, "-m", "jano_dist", "generate", PROMPTS[0], "--seed", "0", *chosen]
+        subprocess.run(
+            [*call, "--nproc", str(world), "--out", f"{folder}/run"],
+            env={**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"},
+            cwd=folder,
+            check=True,
+            capture_output=True,
+        )
+        record = json.loads(Path(folder, "run", "run.json").read_text())
+    seconds = defaultdict(list)
+    for step in record["steps"]:
+        seconds[step["kind"]].append(step["seconds"])
+        seconds[step["kind"] + " tokens"].append(step["tokens"])
+    return seconds
+
+
+def compare(before: Path, video: tuple[int, int], ranks: tuple[int, int]) -> list[dict[str, Any]]:
+    """A row per kind of step."""
+    sides = [defaultdict[str, list[float]](list) for _ in range(2)]
+    for _ in range(TURNS):
+        for side, checkout in zip(sides, (before, CHECKOUT), strict=True):
+            for kind, values in step_seconds(checkout, video, ranks).items():
+                side[kind] += values
+    rows = []
+    for kind in (name for name in sides[1] if not name.endswith("tokens")):
+        old, new = (median(side[kind]) for side in sides)
+        tokens = median(sides[1][kind + " tokens"])
+        rows.append({"kind": kind, "tokens": tokens, "before": old, "now": new, "gain": old / new})
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--before", required=True, help="the earlier revision")
+    revision = parser.parse_args().before
+    with tempfile.TemporaryDirectory() as folder:
+        earlier = Path(folder, "earlier")
+        git = ["git", "-C", str(CHECKOUT), "worktree"]
+        subprocess.run([*git, "add", "--quiet", "--detach", str(earlier), revision], check=True)
+        try:
+            rows = [
+                {"video tokens": (frames // 4 + 1) * (size // 16) ** 2, "ranks": name, **row}
+                for frames, size in VIDEOS
+                for name, ranks in RANKS.items()
+                for row in compare(earlier, (frames, size), ranks)
+            ]
+        finally:
+            subprocess.run([*git, "remove", "--force", str(earlier)], check=True)
+    for row in rows:
+        print(row)
+    save("revisions", {"before": revision, "rows": rows}, [1])
+
+
+if __name__ == "__main__":
+    main()
