@@ -12,7 +12,6 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections import defaultdict
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -25,8 +24,8 @@ TURNS = 2
 CHECKOUT = RESULTS.parents[1]
 
 
-def step_seconds(checkout: Path, video: tuple[int, int], ranks: tuple[int, int]) -> dict[str, list[float]]:
-    """Of one run: the seconds of its steps, by kind."""
+def steps(checkout: Path, video: tuple[int, int], ranks: tuple[int, int]) -> list[dict[str, Any]]:
+    """The records of the steps of one run."""
     frames, size = video
     world, ulysses = ranks
     settings = {"video.frames": frames, "video.height": size, "video.width": size, "mesh.ulysses": ulysses}
@@ -38,28 +37,24 @@ def step_seconds(checkout: Path, video: tuple[int, int], ranks: tuple[int, int])
             env={**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"},
             cwd=folder,
             check=True,
-            capture_output=True,
+            stdout=subprocess.DEVNULL,
         )
-        record = json.loads(Path(folder, "run", "run.json").read_text())
-    seconds = defaultdict(list)
-    for step in record["steps"]:
-        seconds[step["kind"]].append(step["seconds"])
-        seconds[step["kind"] + " tokens"].append(step["tokens"])
-    return seconds
+        record: dict[str, Any] = json.loads(Path(folder, "run", "run.json").read_text())
+    return list(record["steps"])
 
 
 def compare(before: Path, video: tuple[int, int], ranks: tuple[int, int]) -> list[dict[str, Any]]:
     """A row per kind of step."""
-    sides = [defaultdict[str, list[float]](list) for _ in range(2)]
+    old: list[dict[str, Any]] = []
+    new: list[dict[str, Any]] = []
     for _ in range(TURNS):
-        for side, checkout in zip(sides, (before, CHECKOUT), strict=True):
-            for kind, values in step_seconds(checkout, video, ranks).items():
-                side[kind] += values
+        old += steps(before, video, ranks)
+        new += steps(CHECKOUT, video, ranks)
     rows = []
-    for kind in (name for name in sides[1] if not name.endswith("tokens")):
-        old, new = (median(side[kind]) for side in sides)
-        tokens = median(sides[1][kind + " tokens"])
-        rows.append({"kind": kind, "tokens": tokens, "before": old, "now": new, "gain": old / new})
+    for kind in sorted({step["kind"] for step in new}):
+        was, now = (median(step["seconds"] for step in side if step["kind"] == kind) for side in (old, new))
+        tokens = median(step["tokens"] for step in new if step["kind"] == kind)
+        rows.append({"kind": kind, "tokens": tokens, "before": was, "now": now, "gain": was / now})
     return rows
 
 
