@@ -156,14 +156,8 @@ def check_flux(parts: Parts) -> None:
 
 
 def check_sd3(parts: Parts) -> None:
-    """Raise UserError for a VAE of another latent, or layers with a second attention."""
-    config = parts.skeletons["transformer"].config
-    if config.dual_attention_layers:
-        raise UserError(
-            f"{parts.source} has layers with a second attention (SD3.5 medium), which are not supported: "
-            "give SD3 medium or SD3.5 large"
-        )
-    _check_latent(parts, config.in_channels)
+    """Raise UserError for a VAE of another latent."""
+    _check_latent(parts, parts.skeletons["transformer"].config.in_channels)
 
 
 def _check_latent(parts: Parts, channels: int) -> None:

@@ -11,7 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from jano_dist import Engine, load_config
 from jano_dist.account import cache_bytes, sent_bytes, working_bytes
-from jano_dist.account.memory import branches_on_rank, model_elements, own_rows
+from jano_dist.account.caches import own_rows
+from jano_dist.account.memory import branches_on_rank, model_elements
 from jano_dist.account.work import kv_rows
 from jano_dist.degrees import Degrees
 from jano_dist.models.sizes import read_sizes
