@@ -28,7 +28,7 @@ from jano_dist.config import CacheConfig, Config
 from jano_dist.config.policies import KV_POLICIES
 from jano_dist.degrees import Degrees
 from jano_dist.geometry import Geometry
-from jano_dist.groups import lines
+from jano_dist.groups import DECODERS, lines
 from jano_dist.models.sizes import ModelSizes
 from jano_dist.pinned import exact_sizes, pinned_bytes
 
@@ -108,11 +108,13 @@ def model_elements(sizes: ModelSizes, config: Config) -> tuple[int, int]:
 
 def nccl_bytes(degrees: Degrees) -> int:
     """What NCCL takes on a GPU for the groups of a mesh (`form_groups`), estimated: rings of the world and of
-    the node, and every peer along a dimension."""
-    if math.prod(degrees) == 1:
+    the node, of those that decode where they are not the world, and every peer along a dimension."""
+    world = math.prod(degrees)
+    if world == 1:
         return 0
     sizes = [len(ranks[0]) for ranks in lines(degrees).values()]
-    return 2 * _RINGS + sum(min(size - 1, _MOST_PEERS) for size in sizes) * _PEER
+    rings = 3 if world > DECODERS else 2
+    return rings * _RINGS + sum(min(size - 1, _MOST_PEERS) for size in sizes) * _PEER
 
 
 def caches_anything(config: Config) -> bool:

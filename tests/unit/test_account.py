@@ -347,18 +347,26 @@ class TestLibraries:
     """Estimates; only their form can be checked: what grows with what, and that nothing counts twice."""
 
     @pytest.mark.parametrize(
-        ("degrees", "peers"),
+        ("degrees", "rings", "peers"),
         [
-            ((2, 1, 1), 1),
-            ((2, 1, 4), 1 + 3),
-            ((1, 1, 8), 7),
-            ((1, 2, 4), 1 + 3 + 7),  # and those that share the sequence
-            ((2, 4, 8), 1 + 3 + 7 + 7),  # 31 of them, of which 7 have channels of their own
+            ((2, 1, 1), 2, 1),
+            ((2, 1, 4), 2, 1 + 3),
+            ((1, 1, 8), 2, 7),
+            ((1, 2, 4), 2, 1 + 3 + 7),  # and those that share the sequence
+            ((2, 4, 8), 3, 1 + 3 + 7 + 7),  # 31 of them, of which 7 have channels of their own; 8 decode
         ],
     )
-    def test_nccl_by_peers(self, large, degrees, peers):
+    def test_nccl_by_peers(self, large, degrees, rings, peers):
         memory = memory_of(large, config(), Degrees(*degrees))
-        assert memory.resident["NCCL"] == memory.encode["NCCL"] == 2**30 + peers * 450 * 2**20
+        assert memory.resident["NCCL"] == memory.encode["NCCL"] == rings * 2**29 + peers * 450 * 2**20
+
+    def test_eight_ranks_decode_at_most(self, large):
+        """A rank's band of the rows: an eighth of them, also with more ranks."""
+        alone, eight, sixteen = (
+            memory_of(large, config(), degrees, gpu=False).decode["VAE activations"]
+            for degrees in (ALONE, Degrees(2, 1, 4), Degrees(2, 1, 8))
+        )
+        assert alone == 8 * eight == 8 * sixteen
 
     def test_none_alone_or_on_cpus(self, large):
         for memory in (
