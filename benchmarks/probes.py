@@ -16,7 +16,7 @@ from jano_dist import Config
 from jano_dist.account.memory import token_count
 from jano_dist.account.seconds import ROW_BYTES
 from jano_dist.account.work import StepWork
-from jano_dist.attention.distributed import SequenceAttention
+from jano_dist.attention.distributed import SequenceAttention, chunk_rows
 from jano_dist.attention.kernels import attention
 from jano_dist.cache import KVCache, NoCache
 from jano_dist.degrees import Degrees
@@ -175,7 +175,8 @@ def forward_seconds(
     def forward(kind: StepKind) -> float:
         deal = plan.deal(kind, ranks, kv)
         own = deal.own(mesh.index("sequence")).to(device)
-        attend = SequenceAttention(mesh, deal.counts, deal.counts, deal.moves[mesh.index("kv")])  # type: ignore
+        moves, chunks = deal.moves[mesh.index("kv")], chunk_rows(device.type)
+        attend = SequenceAttention(mesh, deal.counts, deal.counts, moves, chunk_rows=chunks)  # type: ignore
         kept = NoCache(geometry.layers) if kind is StepKind.FULL else cache
         wait_for(device)
         started = time.perf_counter()

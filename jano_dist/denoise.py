@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from jano_dist import observe
-from jano_dist.attention.distributed import SequenceAttention
+from jano_dist.attention.distributed import SequenceAttention, chunk_rows
 from jano_dist.cache import Cache, CacheSizes, Keeping, NoCache, make_caches
 from jano_dist.config import Config
 from jano_dist.errors import NotFinite, RunError, name_ranks
@@ -282,7 +282,8 @@ class Denoiser:
         # All of a rank's keys and values where they are made again from what the cache keeps.
         kv_deal = self._deal(state.plan, StepKind.REFRESH) if caches[0].projects_all else deal
         counts, kv_counts = deal.sequence_counts, kv_deal.sequence_counts
-        attend = SequenceAttention(mesh, counts, kv_counts, deal.moves[mesh.index("kv")])
+        moves, chunks = deal.moves[mesh.index("kv")], chunk_rows(self._model.device.type)
+        attend = SequenceAttention(mesh, counts, kv_counts, moves, chunk_rows=chunks)
         own_text = deal.own_text(mesh.index("sequence"))
         outputs = [
             self._model.forward(state.latent, timestep, branch, own, cache, attend, own_text)

@@ -13,7 +13,7 @@ from jano_dist.account.memory import (
     shard_rows,
     token_count,
 )
-from jano_dist.attention.distributed import CHUNK_ROWS
+from jano_dist.attention.distributed import chunk_rows
 from jano_dist.config import CHOOSING, Config, JanoPolicyConfig, UniformPolicyConfig
 from jano_dist.degrees import Degrees
 from jano_dist.errors import UserError
@@ -82,12 +82,19 @@ class StepWork:
 
 
 def steps_of(
-    sizes: ModelSizes, config: Config, degrees: Degrees, *, active: float, moderate: float
+    sizes: ModelSizes,
+    config: Config,
+    degrees: Degrees,
+    *,
+    active: float,
+    moderate: float,
+    device: str = "cuda",
 ) -> list[StepWork]:
     """Every kind of step that the config's policy takes.
 
     Args:
         active, moderate: shares of the tokens at these levels, 0..1; the rest is static.
+        device: `cuda` or `cpu`, that it is planned for.
 
     Raises:
         UserError: a schedule that does not fit the number of steps.
@@ -104,16 +111,23 @@ def steps_of(
     if config.policy.name in CHOOSING:
         counts, computed[StepKind.CHOSEN] = _chosen(config, tokens)
     return [
-        step_work(sizes, config, degrees, kind, rows, counts[kind])
+        step_work(sizes, config, degrees, kind, rows, counts[kind], device=device)
         for kind, rows in computed.items()
         if counts[kind]
     ]
 
 
 def step_work(
-    sizes: ModelSizes, config: Config, degrees: Degrees, kind: StepKind, rows: int, steps: int = 1
+    sizes: ModelSizes,
+    config: Config,
+    degrees: Degrees,
+    kind: StepKind,
+    rows: int,
+    steps: int = 1,
+    *,
+    device: str = "cuda",
 ) -> StepWork:
-    """A step of a kind that computes `rows` tokens."""
+    """A step of a kind that computes `rows` tokens on a `cuda` or `cpu` device."""
     if kind is StepKind.SKIP:
         return StepWork(kind.value, steps, 0, 0, 0, 0, 0, 0, Sent(0, 0, 0, 0), Calls(0, 0, 0))
     geometry, tokens = sizes.geometry, token_count(sizes.geometry, config)
@@ -135,7 +149,7 @@ def step_work(
         rank_rows=own,
         forwards=forwards,
         sent=sent_bytes(sizes, config, degrees, rows),
-        calls=collectives(sizes, config, degrees, rows),
+        calls=collectives(sizes, config, degrees, rows, device),
     )
 
 
@@ -207,18 +221,19 @@ def _chosen(config: Config, tokens: int) -> tuple[Counter[StepKind], int]:
     return kinds, round(sum(chosen) / max(len(chosen), 1))
 
 
-def collectives(sizes: ModelSizes, config: Config, degrees: Degrees, rows: int) -> Calls:
+def collectives(sizes: ModelSizes, config: Config, degrees: Degrees, rows: int, device: str) -> Calls:
     """How many collectives carry what `sent_bytes` counts; see docs/architecture.md.
 
     Ulysses: one in and one out per layer, one more where keys and values are of more rows than queries.
-    KV-resident: two for every chunk of queries. Once per step the swap between branches and the gather.
+    KV-resident: two for every chunk of queries, of which a `cuda` device has fewer than a `cpu`. Once per
+    step the swap between branches and the gather.
     """
     cfg, kv, ulysses = degrees
     layers = sizes.geometry.layers * branches_on_rank(sizes.geometry, config, degrees)
     tokens = token_count(sizes.geometry, config)
     apart = kv_rows(config, rows, tokens) != rows
     joint = sizes.geometry.joint_tokens(config.model.max_sequence_length)
-    chunks = max(1, -(-(joint + rows) // CHUNK_ROWS))
+    chunks = max(1, -(-(joint + rows) // chunk_rows(device)))
     return Calls(
         ulysses=layers * (3 if apart else 2) if ulysses > 1 else 0,
         kv=layers * 2 * chunks if kv > 1 else 0,
