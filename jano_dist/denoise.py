@@ -11,6 +11,7 @@ from torch import Tensor
 
 from jano_dist import observe
 from jano_dist.attention.distributed import SequenceAttention, chunk_rows
+from jano_dist.attention.kernels import TORCH, Kernel
 from jano_dist.cache import Cache, CacheSizes, Keeping, NoCache, make_caches
 from jano_dist.config import Config
 from jano_dist.errors import NotFinite, RunError, name_ranks
@@ -64,9 +65,13 @@ class Denoiser:
         config: sampling and cache settings.
         model: computes rows. mesh: the ranks that share the work.
         latent: (T, H, W) positions.
+        kernel: of self-attention.
     """
 
-    def __init__(self, config: Config, model: DiffusionModel, mesh: Mesh, latent: Shape3) -> None:
+    def __init__(
+        self, config: Config, model: DiffusionModel, mesh: Mesh, latent: Shape3, kernel: Kernel = TORCH
+    ) -> None:
+        self._kernel = kernel
         self._config, self._model, self._mesh, self._latent = config, model, mesh, latent
         t, h, w = (size // edge for size, edge in zip(latent, model.geometry.patch, strict=True))
         self.token_shape: Shape3 = (t, h, w)
@@ -283,7 +288,7 @@ class Denoiser:
         kv_deal = self._deal(state.plan, StepKind.REFRESH) if caches[0].projects_all else deal
         counts, kv_counts = deal.sequence_counts, kv_deal.sequence_counts
         moves, chunks = deal.moves[mesh.index("kv")], chunk_rows(self._model.device.type)
-        attend = SequenceAttention(mesh, counts, kv_counts, moves, chunk_rows=chunks)
+        attend = SequenceAttention(mesh, counts, kv_counts, moves, chunk_rows=chunks, kernel=self._kernel)
         own_text = deal.own_text(mesh.index("sequence"))
         outputs = [
             self._model.forward(state.latent, timestep, branch, own, cache, attend, own_text)

@@ -20,7 +20,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from jano_dist.attention.kernels import attention, attention_with_lse, merge
+from jano_dist.attention.kernels import TORCH, Kernel, merge
 from jano_dist.cache import LayerKV, Moves
 from jano_dist.mesh import Mesh
 
@@ -48,8 +48,8 @@ class Attend(Protocol):
 
 
 def attend_locally(q_nhd: Tensor, k_nhd: Tensor, v_nhd: Tensor, kv: LayerKV) -> Tensor:
-    """All rows are this rank's own."""
-    return attention(q_nhd, *kv.update(k_nhd, v_nhd, ((0, 0, len(k_nhd)),)))
+    """All rows are this rank's own, and PyTorch attends."""
+    return TORCH.attention(q_nhd, *kv.update(k_nhd, v_nhd, ((0, 0, len(k_nhd)),)))
 
 
 class SequenceAttention:
@@ -61,6 +61,7 @@ class SequenceAttention:
             cache keeps what keys and values are made from.
         moves: where the keys and values of this rank's shard go in the cache (`Deal.moves`).
         chunk_rows: queries of all shards that are sent at a time; see `chunk_rows`.
+        kernel: that attends.
     """
 
     def __init__(
@@ -71,9 +72,11 @@ class SequenceAttention:
         moves: Moves,
         *,
         chunk_rows: int,
+        kernel: Kernel = TORCH,
     ) -> None:
         self._ulysses = Ulysses(mesh, _of_shard(mesh, counts), _of_shard(mesh, kv_counts))
-        self._core = KVResident(mesh, counts, chunk_rows) if mesh.size("kv") > 1 else attention
+        resident = mesh.size("kv") > 1
+        self._core = KVResident(mesh, counts, chunk_rows, kernel) if resident else kernel.attention
         self._moves = moves
 
     def __call__(self, q_nhd: Tensor, k_nhd: Tensor, v_nhd: Tensor, kv: LayerKV) -> Tensor:
@@ -132,11 +135,11 @@ class KVResident:
     """Attention of every shard's queries to every shard's keys and values, which stay in their shards.
 
     Args:
-        counts: rows each sequence rank computes. chunk_rows: see `SequenceAttention`.
+        counts: rows each sequence rank computes. chunk_rows, kernel: see `SequenceAttention`.
     """
 
-    def __init__(self, mesh: Mesh, counts: Sequence[int], chunk_rows: int) -> None:
-        size = mesh.size("ulysses")
+    def __init__(self, mesh: Mesh, counts: Sequence[int], chunk_rows: int, kernel: Kernel) -> None:
+        self._kernel, size = kernel, mesh.size("ulysses")
         shards = [sum(counts[first : first + size]) for first in range(0, len(counts), size)]
         self._mesh, self._own = mesh, mesh.index("kv")
         chunks = max(1, -(-sum(shards) // chunk_rows))
@@ -155,7 +158,7 @@ class KVResident:
         ]
         returning = []
         for gathered, counts in zip(coming, self._chunks, strict=True):
-            parts = _pack(*attention_with_lse(gathered.wait(), k_nhd, v_nhd))
+            parts = _pack(*self._kernel.attention_with_lse(gathered.wait(), k_nhd, v_nhd))
             back = [counts[self._own]] * len(counts)
             returning.append(self._mesh.begin_all_to_all(parts, counts, back, "kv"))
         merged = [merge(*_unpack(part.wait(), len(self._chunks[0]), q_nhd)) for part in returning]

@@ -39,7 +39,8 @@ ALLOWED = {
     "picture": set(),
     "pinned": set(),
     "cache": {"pinned", "tokens"},
-    "attention": {"mesh", "cache"},
+    "alike": {"mesh"},
+    "attention": {"cache", "config", "geometry", "mesh"},
     "models": {"attention", "geometry", "tokens", "mesh", "cache", "picture", "pinned", "reuse"},
     "account": {
         "attention", "config", "degrees", "geometry", "groups", "models", "observe", "pinned", "sampling",
@@ -49,7 +50,7 @@ ALLOWED = {
     "trace": {"mesh", "observe"},
     "metrics": set(),
     "libraries": set(),
-    "preflight": {"account", "config", "models", "policies", "runtime"},
+    "preflight": {"account", "attention", "config", "models", "policies", "runtime"},
     "launchers": {"batch", "config", "gang", "libraries", "snapshot", "watch"},
     "sampling": {"mesh"},
     "denoise": {"snapshot", "reuse",
@@ -58,7 +59,7 @@ ALLOWED = {
     },
     "engine": {"snapshot", "texts",
         "config", "runtime", "degrees", "mesh", "tokens", "policies", "models", "sampling", "observe",
-        "account", "denoise", "telemetry",
+        "account", "alike", "attention", "denoise", "telemetry",
     },
     "bench": {
         "batch", "config", "degrees", "engine", "geometry", "libraries", "mesh", "models", "observe",
