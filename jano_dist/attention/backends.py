@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from inspect import signature
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -121,8 +122,13 @@ def _flash(package: str, option: str) -> Compute:
 
 def _of_xfuser(name: str) -> Compute:
     """A function of xfuser's registry: (q, k, v, dropout, causal), [1, H, n, D] as here."""
-    registry = import_module("xfuser.core.distributed.attention_backend")
-    function = registry.ATTENTION_FUNCTION_REGISTRY[registry.AttentionBackendType[name]]
+    module = import_module("xfuser.core.distributed.attention_backend")
+    kind = module.AttentionBackendType.__members__.get(name)
+    function = module.ATTENTION_FUNCTION_REGISTRY.get(kind)
+    if function is None:
+        raise UserError(
+            f"attention.backend {_PREFIX}{name} is not in this xfuser: install version 0.7 or newer"
+        )
 
     def compute(q: Tensor, k: Tensor, v: Tensor, lse: bool) -> tuple[Tensor, Tensor | None]:
         if name == "CUDNN" and k.shape[2] == 1:  # see `by_cudnn`
@@ -198,6 +204,28 @@ def choose(asked: str, facts: Facts, need: Need) -> Kernel:
     return known[asked].kernel()
 
 
+def survey(facts: Facts) -> dict[str, Any]:
+    """What a machine could use, ready for JSON.
+
+    Returns:
+        `auto`: what it takes for heads of 128 dimensions in bfloat16. `backends`: of each its `name`, why it
+        cannot be used (`reason`, None where it can), whether it is `exact`, and whether it runs with kv > 1
+        (`kv`).
+    """
+    known, usual = backends(), Need(128, lse=True, dtype="bfloat16")
+    rows = [
+        {
+            "name": name,
+            "reason": backend.obstacle(facts) or None,
+            "exact": backend.entry.exact,
+            "kv": backend.entry.lse,
+        }
+        for name, backend in known.items()
+    ]
+    taken = next(name for name in automatic(facts) if not known[name].obstacle(facts, usual))
+    return {"auto": taken, "backends": rows}
+
+
 def kernel_for(
     config: Config, geometry: Geometry, device: torch.device, *, kv: int = 1, dtype: torch.dtype | None = None
 ) -> Kernel:
@@ -216,10 +244,17 @@ def kernel_for(
 
 def find_facts(device: torch.device) -> Facts:
     """Of the device that this process computes on."""
+    known: dict[str, str] = {}
+
+    def once(package: str) -> str:  # to find that one cannot be imported takes seconds
+        if package not in known:
+            known[package] = missing(package)
+        return known[package]
+
     if device.type != "cuda":
-        return Facts("", (0, 0), missing)
+        return Facts("", (0, 0), once)
     vendor = "amd" if torch.version.hip else "nvidia"
-    return Facts(vendor, torch.cuda.get_device_capability(device), missing)
+    return Facts(vendor, torch.cuda.get_device_capability(device), once)
 
 
 def missing(package: str) -> str:

@@ -23,7 +23,7 @@ ALLOWED = {
     "quality": set(),
     "media": {"target", "video"},
     "comparison": {"media", "quality", "target"},
-    "doctor": {"observe"},
+    "doctor": {"attention", "observe"},
     "tokens": set(),
     "gang": {"observe"},
     "runtime": {"config", "gang", "watch"},
