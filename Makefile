@@ -4,7 +4,7 @@ BIN := .venv/bin
 # More threads than ranks can use only get in each other's way; see docs/decisions.md.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-slow check lint types mutants wan-tiny
+.PHONY: demo test test-slow check lint types check-gpu-build mutants wan-tiny
 
 .venv/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -32,6 +32,16 @@ lint: .venv/.ready
 
 types: .venv/.ready
 	$(BIN)/mypy
+
+# PyTorch's CUDA build and xfuser, without a GPU: shapes through GPU kernels, and xfuser's attention backends.
+# 6 GB, in a virtual environment of its own; no part of `make test`.
+check-gpu-build: .venv-gpu/.ready
+	.venv-gpu/bin/python -m pytest tests/gpu_build
+
+.venv-gpu/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-gpu
+	.venv-gpu/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[gpu]" pytest
+	@touch $@
 
 # Changes one thing at a time in the rooms and sees whether a test notices: most of an hour for all of them.
 # One room: make mutants ROOM=tokens. See tests/mutants/README.md.

@@ -16,8 +16,9 @@ from jano_dist import Config
 from jano_dist.account.memory import token_count
 from jano_dist.account.seconds import ROW_BYTES
 from jano_dist.account.work import StepWork
-from jano_dist.attention.distributed import SequenceAttention
-from jano_dist.attention.kernels import attention
+from jano_dist.attention.backends import Need, choose, find_facts
+from jano_dist.attention.distributed import SequenceAttention, chunk_rows
+from jano_dist.attention.kernels import Kernel
 from jano_dist.cache import KVCache, NoCache
 from jano_dist.degrees import Degrees
 from jano_dist.geometry import KNOWN, Geometry
@@ -80,6 +81,7 @@ def rates(
 
     heads, dim = geometry.heads // ulysses, geometry.head_dim
     query, kv = made(queries, heads, dim), made(keys, heads, dim)
+    attention = kernel_of(geometry, dtype, device).attention
     times = [
         seconds_of(work, device, repeats)
         for work in (products, lambda: attention(query, kv, kv), lambda: x * gate)
@@ -89,6 +91,12 @@ def rates(
         "attention": 4 * queries * keys * heads * dim / times[1],
         "memory": 2 * x.nbytes / times[2],  # reads a row, writes a row; the gate stays in the processor
     }
+
+
+def kernel_of(geometry: Geometry, dtype: torch.dtype, device: torch.device) -> Kernel:
+    """What `attention.backend` auto takes for such a model here."""
+    need = Need(geometry.head_dim, lse=True, dtype=str(dtype).removeprefix("torch."))
+    return choose("auto", find_facts(device), need)
 
 
 def true_width(config: Config, layers: int | None) -> ModelSizes:
@@ -172,10 +180,14 @@ def forward_seconds(
     shard = sum(plan.deal(StepKind.FULL, ranks, kv).counts[first : first + ulysses])
     cache = KVCache(geometry.layers, shard, geometry.heads // ulysses, geometry.head_dim, dtype, device)
 
+    kernel = kernel_of(geometry, dtype, device)
+
     def forward(kind: StepKind) -> float:
         deal = plan.deal(kind, ranks, kv)
         own = deal.own(mesh.index("sequence")).to(device)
-        attend = SequenceAttention(mesh, deal.counts, deal.counts, deal.moves[mesh.index("kv")])  # type: ignore
+        moves, chunks = deal.moves[mesh.index("kv")], chunk_rows(device.type)
+        counts = deal.counts
+        attend = SequenceAttention(mesh, counts, counts, moves, chunk_rows=chunks, kernel=kernel)  # type: ignore
         kept = NoCache(geometry.layers) if kind is StepKind.FULL else cache
         wait_for(device)
         started = time.perf_counter()

@@ -84,7 +84,7 @@ def measured_machine(sizes: ModelSizes, config: Config, degrees: Degrees, repeat
     """This rank's constants, measured while the others measure theirs."""
     dtype = getattr(torch, config.model.dtype) if config.model.dtype != "auto" else torch.float32
     tokens = token_count(sizes.geometry, config)
-    work = step_work(sizes, config, degrees, StepKind.FULL, tokens)
+    work = step_work(sizes, config, degrees, StepKind.FULL, tokens, device="cpu")
     dist.barrier()
     found = rates(sizes.geometry, work, tokens // degrees.kv, degrees.ulysses, dtype, CPU, repeats)
     dist.barrier()
@@ -175,7 +175,7 @@ def compare(
         tokens = token_count(sizes.geometry, config)
         plan = plan_of(tokens, *SHARES)
         for kind in KINDS:
-            work = step_work(sizes, config, degrees, kind, plan.count(kind))
+            work = step_work(sizes, config, degrees, kind, plan.count(kind), device="cpu")
             step = step_seconds(sizes, config, degrees, work, machine, local_world=len(on_each))
             predicted = step.total - (step.output if forward_only else 0)
             measured = max(rank["seconds"][kind.value] for rank in on_each)

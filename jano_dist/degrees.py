@@ -79,8 +79,13 @@ def check_whole_steps(config: Config, degrees: Degrees) -> None:
     """Whether a config's policy runs on this mesh with a model that knows no regions (see `Geometry`).
 
     Raises:
-        UserError: a policy that computes some of the tokens, or a mesh that shares them.
+        UserError: a policy that computes some of the tokens, a mesh that shares them, or a kernel for them.
     """
+    if config.attention.backend not in ("auto", "torch"):
+        raise UserError(
+            "this model attends as diffusers does, whatever attention.backend says: set it to auto, not to "
+            f"{config.attention.backend}"
+        )
     policy = config.policy
     every_step = isinstance(policy, JanoPolicyConfig) and policy.static_interval == 1
     if policy.name not in ("full", "forecast", "uniform") and not every_step:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor
 
 from jano_dist import observe
-from jano_dist.attention.distributed import SequenceAttention
+from jano_dist.attention.distributed import SequenceAttention, chunk_rows
+from jano_dist.attention.kernels import TORCH, Kernel
 from jano_dist.cache import Cache, CacheSizes, Keeping, NoCache, make_caches
 from jano_dist.config import Config
 from jano_dist.errors import NotFinite, RunError, name_ranks
@@ -64,9 +66,13 @@ class Denoiser:
         config: sampling and cache settings.
         model: computes rows. mesh: the ranks that share the work.
         latent: (T, H, W) positions.
+        kernel: of self-attention.
     """
 
-    def __init__(self, config: Config, model: DiffusionModel, mesh: Mesh, latent: Shape3) -> None:
+    def __init__(
+        self, config: Config, model: DiffusionModel, mesh: Mesh, latent: Shape3, kernel: Kernel = TORCH
+    ) -> None:
+        self._kernel = kernel
         self._config, self._model, self._mesh, self._latent = config, model, mesh, latent
         t, h, w = (size // edge for size, edge in zip(latent, model.geometry.patch, strict=True))
         self.token_shape: Shape3 = (t, h, w)
@@ -295,13 +301,18 @@ class Denoiser:
 
     def _attend(self, deal: Deal, kv_deal: Deal) -> SequenceAttention:
         """Self-attention of a step; its keys and values are of the rows of `kv_deal`."""
-        mesh, shard = self._mesh, self._mesh.index("kv")
-        second = None
+        shard, second = self._mesh.index("kv"), None
+        attention = partial(
+            SequenceAttention,
+            self._mesh,
+            chunk_rows=chunk_rows(self._model.device.type),
+            kernel=self._kernel,
+        )
         if self._model.geometry.second_layers:
             video = deal.without_text()
-            second = SequenceAttention(mesh, video.counts, kv_deal.counts, video.moves[shard])
+            second = attention(video.counts, kv_deal.counts, video.moves[shard])
         counts, kv_counts = deal.sequence_counts, kv_deal.sequence_counts
-        return SequenceAttention(mesh, counts, kv_counts, deal.moves[shard], second=second)
+        return attention(counts, kv_counts, deal.moves[shard], second=second)
 
     def _replan(self, state: State, levels: Tensor | None) -> None:
         """A new map, of the coordinator: order the tokens by it and start empty caches in that order."""

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from jano_dist.attention import find_facts, survey
 from jano_dist.observe import host_memory
 
 Facts = Mapping[str, Any]
@@ -55,8 +56,8 @@ def inspect_machine() -> dict[str, Any]:
 
     Keys: python, torch {version, build, reason}, devices [{name, memory_bytes, capability}],
     backends {gloo, nccl}, nvml {available, driver, reason}, xfuser / ray / distvae {available,
-    version, reason}, memory {total_bytes, free_bytes} of the host, cores this process may use,
-    disk_free_bytes in the current folder. A size that cannot be read is None.
+    version, reason}, attention (see `survey`), memory {total_bytes, free_bytes} of the host, cores
+    this process may use, disk_free_bytes in the current folder. A size that cannot be read is None.
     """
     devices, problem = _devices()
     return {
@@ -71,6 +72,7 @@ def inspect_machine() -> dict[str, Any]:
         "xfuser": _package("xfuser"),
         "ray": _package("ray"),
         "distvae": _package("distvae"),
+        "attention": survey(find_facts(torch.device("cuda" if devices else "cpu"))),
         "memory": host_memory(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "disk_free_bytes": _disk_free(),
@@ -221,10 +223,25 @@ def _rows(facts: Facts) -> list[tuple[str, str]]:
         ("backends", ", ".join(name for name, here in facts["backends"].items() if here) or "none"),
         ("NVML", f"driver {nvml['driver']}" if nvml["available"] else f"no: {nvml['reason']}"),
         *((name, _package_text(facts[name])) for name in ("xfuser", "ray", "distvae")),
+        ("attention", _attention_text(facts["attention"])),
         ("memory", f"{_gib(facts['memory']['free_bytes'])} free of {_gib(facts['memory']['total_bytes'])}"),
         ("cores", str(facts["cores"])),
         ("disk", f"{_gib(facts['disk_free_bytes'])} free"),
     ]
+
+
+def _attention_text(found: Mapping[str, Any]) -> str:
+    """What `attention.backend` could be, those of which the same is said on one line."""
+    lines: dict[str, list[str]] = {}
+    for row in found["backends"]:
+        limits = [
+            "by name only, since it rounds to 8 bits or fewer" if not row["exact"] else "",
+            "not with kv > 1, since it gives no log-sums" if not row["kv"] else "",
+        ]
+        can = ", ".join(filter(None, ("yes", *limits)))
+        lines.setdefault(f"no: {row['reason']}" if row["reason"] else can, []).append(row["name"])
+    listed = [f"{', '.join(names)}: {verdict}" for verdict, names in lines.items()]
+    return "\n".join([f"auto takes {found['auto']}", *listed])
 
 
 def _package_text(package: Mapping[str, Any]) -> str:

@@ -3,7 +3,6 @@
 `Engine.generate` is the walk of docs/architecture.md: encode, noise, denoise, decode.
 """
 
-import hashlib
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,10 +17,12 @@ from torch import Tensor
 
 from jano_dist import observe
 from jano_dist.account import branch_flops, check_fit
+from jano_dist.alike import check_alike
+from jano_dist.attention import kernel_for
 from jano_dist.config import Config, change_sampling, check_prompt, notes_on_skipping, of_second_expert
 from jano_dist.degrees import check_policy, check_whole_steps, choose_degrees, explain_degrees
 from jano_dist.denoise import Denoiser, State
-from jano_dist.errors import UserError, name_ranks
+from jano_dist.errors import UserError
 from jano_dist.mesh import Mesh, ranks_started
 from jano_dist.models import (
     Conditions,
@@ -83,14 +84,6 @@ def _mesh_wishes(config: Config, geometry: Geometry) -> tuple[object, ...]:
     return config.mesh, geometry.branches(config.sampling.guidance), config.cache.kind
 
 
-def _refuse_others(what: str, ranks: Sequence[int]) -> None:
-    if ranks:
-        raise UserError(
-            f"{what} on {name_ranks(ranks)} than on rank 0: start every rank with the same command line, "
-            "files and versions"
-        )
-
-
 def _check_engine(config: object, mesh: object) -> None:
     if not isinstance(config, Config):
         raise UserError(f"an engine is made from a Config, not from {config!r}: call load_config first")
@@ -145,13 +138,14 @@ class Engine:
         self._files = (
             b"" if model else model_digest(config.model.name, (*config.model.loras, *config.model.loras_2))
         )
-        self._check_alike(everyone, image_digest(config.sampling.image))
+        check_alike(everyone, self._same(geometry, device), image_digest(config.sampling.image))
         refuse_shared_gpus(everyone, gpu_uuid(device))
         self._sampler = sampler or open_sampler(gpu_uuid(device))
         self.mesh = mesh or self._arrange(geometry, device)
         if not geometry.regions:
             check_whole_steps(config, self.mesh.degrees)
         check_policy(config.policy.name, self.mesh.degrees, block_caches=geometry.block_caches)
+        kernel_for(config, geometry, device, kv=self.mesh.degrees.kv)
         if model is None:
             check_fit(config, self.mesh.degrees, device, local_world=ranks_per_node(), formed=True)
         started = time.perf_counter()
@@ -166,7 +160,8 @@ class Engine:
         )
         self._load_seconds = time.perf_counter() - started
         self._is_fresh = model is None  # until the first video
-        self._denoiser = Denoiser(config, self.model, self.mesh, self.latent_shape)
+        self.kernel = kernel_for(config, geometry, device, kv=self.mesh.degrees.kv, dtype=self.model.dtype)
+        self._denoiser = Denoiser(config, self.model, self.mesh, self.latent_shape, self.kernel)
         self._texts = Texts(self.model.encode)
 
     def share(self, config: Config, *, policies: Callable[..., Policy] | None = None) -> "Engine":
@@ -210,26 +205,14 @@ class Engine:
         timeout = self.config.runtime.timeout_seconds
         return Mesh(**degrees._asdict(), local_world=local_world, device=device, timeout_seconds=timeout)
 
-    def _check_alike(self, everyone: Mesh, picture: bytes) -> None:
-        """Ranks that differ here would make different videos, or wait for each other for ever.
-
-        Args:
-            picture: its digest, compared where both ranks have the file; only the coordinator needs it.
-        """
-        if everyone.world == 1:
-            return
-        facts = {
+    def _same(self, geometry: Geometry, device: torch.device) -> dict[str, bytes]:
+        """What must be so on every rank, see `check_alike`."""
+        return {
             "another config": self.config.model_dump_json().encode(),
             "other software versions": repr(observe.versions()).encode(),
             "other model files": self._files,
+            "another attention kernel": kernel_for(self.config, geometry, device).name.encode(),
         }
-        everyone.await_everyone()  # each node may have had to fetch the model
-        for what, fact in facts.items():
-            _refuse_others(what, everyone.differing(hashlib.sha256(fact).digest()))
-        first, *others = everyone.collect_bytes(picture)
-        _refuse_others(
-            "another image", [rank for rank, own in enumerate(others, 1) if own and first and own != first]
-        )
 
     def generate(
         self,
@@ -259,7 +242,7 @@ class Engine:
         _check_observer(observer)
         observer = observer or (_Warner() if self.mesh.is_coordinator else NullObserver())
         prompts = [prompt, sampling.negative_prompt][: self.model.geometry.branches(sampling.guidance)]
-        for note in (*self.model.notes(*prompts), *notes_on_skipping(self.config)):
+        for note in (*self.model.notes(*prompts), *notes_on_skipping(self.config), *self.kernel.notes):
             observer.note(note)
         made = datetime.now(UTC).isoformat(timespec="seconds")
         seconds, self._load_seconds = {"load": self._load_seconds}, 0.0  # of the first video
@@ -382,6 +365,7 @@ class Engine:
             "device": observe.device_name(self.model.device),
             "versions": observe.versions(),
             "mesh": self.mesh.record(),
+            "attention": self.kernel.name,
             "policy": self.config.policy.name,
             "levels": state.plan.shares(),
             "steps": steps,

@@ -2,6 +2,7 @@
 
 from jano_dist.account import check_fit
 from jano_dist.account.fit import mesh_choice, mesh_for
+from jano_dist.attention import kernel_for
 from jano_dist.config import Config, of_second_expert
 from jano_dist.errors import UserError
 from jano_dist.models import check_model, read_geometry
@@ -37,5 +38,7 @@ def preflight(config: Config, *, world: int, local_world: int | None) -> str:
     degrees = mesh_for(sizes, config, world=world, local_world=local_world or world)
     check_model(name, config.model.loras, config.model.loras_2)
     if local_world is not None:
-        check_fit(config, degrees, pick_device(config.runtime), local_world=local_world)
+        device = pick_device(config.runtime)
+        kernel_for(config, geometry, device, kv=degrees.kv)
+        check_fit(config, degrees, device, local_world=local_world)
     return mesh_choice(sizes, config, degrees, local_world=local_world or world)

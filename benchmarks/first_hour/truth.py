@@ -13,7 +13,8 @@ from torch import Tensor
 from benchmarks.common import PROMPTS
 from benchmarks.first_hour import Hour, promised
 from jano_dist import Engine, load_config
-from jano_dist.attention.kernels import attention, attention_with_lse, merge
+from jano_dist.attention.backends import Need, backends, find_facts
+from jano_dist.attention.kernels import Kernel, merge
 from jano_dist.degrees import valid_degrees
 from jano_dist.doctor import inspect_machine
 from jano_dist.media import load_latents
@@ -23,6 +24,7 @@ from jano_dist.observe import versions
 
 # Largest difference from float64, relative to the largest value: some roundings of the type.
 BOUNDS = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+_COMPARED = ("attention", "lse", "parts", "rotary")
 SHAPES = ((1, 1), (7, 33), (256, 1024), (1000, 4096))  # queries, keys
 HEADS, DIM = 4, 128
 PARITY = 1e-3  # of wan-tiny's latents, float32: fifty steps of another device's roundings
@@ -43,23 +45,32 @@ def what_is_here(hour: Hour) -> dict[str, Any]:
 
 
 def kernels(hour: Hour) -> dict[str, Any]:
-    """Attention, its logarithms, merging by parts, and the rotary embedding, against float64."""
-    rows = []
+    """Every attention kernel that can run here, its logarithms, merging by parts, and the rotary embedding,
+    against float64. Of kernels that quantize the distance is noted only."""
+    rows, facts = [], find_facts(hour.device)
     for dtype, bound in BOUNDS.items():
         if not hour.cuda and dtype is torch.float16:
             continue  # nobody computes in it on a CPU
-        for queries, keys in SHAPES:
-            rows.append(_kernels_at(hour.device, dtype, queries, keys))
-            worst = max(rows[-1][name] for name in ("attention", "lse", "parts", "rotary"))
-            promised(
-                worst <= bound,
-                f"kernels of {hour.name} in {dtype} at {queries} queries and {keys} keys are {worst:.1e} "
-                f"from float64, not {bound:.0e}: compute in another model.dtype, and tell us",
-            )
+        need = Need(DIM, lse=False, dtype=str(dtype).removeprefix("torch."))
+        for backend in backends().values():
+            if backend.obstacle(facts, need):
+                continue
+            kernel = backend.kernel()
+            for queries, keys in SHAPES:
+                row = _kernel_at(kernel, hour.device, dtype, queries, keys, lse=backend.entry.lse)
+                worst = max(each for name, each in row.items() if name in _COMPARED)
+                promised(
+                    worst <= bound or not kernel.exact,
+                    f"kernel {kernel.name} of {hour.name} in {dtype} at {queries} queries and {keys} keys is "
+                    f"{worst:.1e} from float64, not {bound:.0e}: take another backend, and tell us",
+                )
+                rows.append(row)
     return {"rows": rows}
 
 
-def _kernels_at(device: torch.device, dtype: torch.dtype, queries: int, keys: int) -> dict[str, Any]:
+def _kernel_at(
+    kernel: Kernel, device: torch.device, dtype: torch.dtype, queries: int, keys: int, *, lse: bool
+) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(queries)
     exact = [
         torch.randn(n, HEADS, DIM, generator=generator).to(dtype).double() for n in (queries, keys, keys)
@@ -67,23 +78,26 @@ def _kernels_at(device: torch.device, dtype: torch.dtype, queries: int, keys: in
     q, k, v = (x.to(device, dtype) for x in exact)
     scores = torch.einsum("nhd,mhd->hnm", exact[0], exact[1]) / DIM**0.5
     wanted = torch.einsum("hnm,mhd->nhd", scores.softmax(-1), exact[2])
-    half = keys // 2
-    halves = [attention_with_lse(q, k[part], v[part]) for part in (slice(0, half), slice(half, keys))]
-    parts = merge(torch.stack([out for out, _ in halves]), torch.stack([lse for _, lse in halves]))
     angle = torch.rand(queries, 1, DIM // 2, generator=generator).double()
     turned = torch.view_as_complex(exact[0].unflatten(-1, (-1, 2))) * torch.polar(
         torch.ones_like(angle), angle
     )
     tables = [x.float().repeat_interleave(2, -1).to(device) for x in (angle.cos(), angle.sin())]
-    return {
+    row = {
+        "backend": kernel.name,
+        "exact": kernel.exact,
         "dtype": str(dtype),
         "queries": queries,
         "keys": keys,
-        "attention": _apart(attention(q, k, v), wanted),
-        "lse": _apart(attention_with_lse(q, k, v)[1], scores.logsumexp(-1).T),
-        "parts": _apart(parts, wanted),
+        "attention": _apart(kernel.attention(q, k, v), wanted),
         "rotary": _apart(rotate(q, turns(*tables)), torch.view_as_real(turned).flatten(-2)),
     }
+    if lse:
+        parts = slice(0, keys // 2), slice(keys // 2, keys)
+        outs, sums = zip(*(kernel.attention_with_lse(q, k[part], v[part]) for part in parts), strict=True)
+        row["lse"] = _apart(kernel.attention_with_lse(q, k, v)[1], scores.logsumexp(-1).T)
+        row["parts"] = _apart(merge(torch.stack(outs), torch.stack(sums)), wanted)
+    return row
 
 
 def _apart(found: Tensor, wanted: Tensor) -> float:

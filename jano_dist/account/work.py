@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from jano_dist.account.caches import own_rows, shard_rows
 from jano_dist.account.memory import branches_on_rank, caches_anything, model_elements, token_count
-from jano_dist.attention.distributed import CHUNK_ROWS
+from jano_dist.attention.distributed import chunk_rows
 from jano_dist.config import CHOOSING, Config, JanoPolicyConfig, UniformPolicyConfig
 from jano_dist.degrees import Degrees
 from jano_dist.errors import UserError
@@ -76,12 +76,19 @@ class StepWork:
 
 
 def steps_of(
-    sizes: ModelSizes, config: Config, degrees: Degrees, *, active: float, moderate: float
+    sizes: ModelSizes,
+    config: Config,
+    degrees: Degrees,
+    *,
+    active: float,
+    moderate: float,
+    device: str = "cuda",
 ) -> list[StepWork]:
     """Every kind of step that the config's policy takes.
 
     Args:
         active, moderate: shares of the tokens at these levels, 0..1; the rest is static.
+        device: `cuda` or `cpu`, that it is planned for.
 
     Raises:
         UserError: a schedule that does not fit the number of steps.
@@ -98,16 +105,23 @@ def steps_of(
     if config.policy.name in CHOOSING:
         counts, computed[StepKind.CHOSEN] = _chosen(config, tokens)
     return [
-        step_work(sizes, config, degrees, kind, rows, counts[kind])
+        step_work(sizes, config, degrees, kind, rows, counts[kind], device=device)
         for kind, rows in computed.items()
         if counts[kind]
     ]
 
 
 def step_work(
-    sizes: ModelSizes, config: Config, degrees: Degrees, kind: StepKind, rows: int, steps: int = 1
+    sizes: ModelSizes,
+    config: Config,
+    degrees: Degrees,
+    kind: StepKind,
+    rows: int,
+    steps: int = 1,
+    *,
+    device: str = "cuda",
 ) -> StepWork:
-    """A step of a kind that computes `rows` tokens."""
+    """A step of a kind that computes `rows` tokens on a `cuda` or `cpu` device."""
     if kind is StepKind.SKIP:
         return StepWork(kind.value, steps, 0, 0, 0, 0, 0, 0, Sent(0, 0, 0, 0), Calls(0, 0, 0))
     geometry, tokens = sizes.geometry, token_count(sizes.geometry, config)
@@ -129,7 +143,7 @@ def step_work(
         rank_rows=own,
         forwards=forwards,
         sent=sent_bytes(sizes, config, degrees, rows),
-        calls=collectives(sizes, config, degrees, rows),
+        calls=collectives(sizes, config, degrees, rows, device),
     )
 
 
@@ -202,18 +216,19 @@ def _chosen(config: Config, tokens: int) -> tuple[Counter[StepKind], int]:
     return kinds, round(sum(chosen) / max(len(chosen), 1))
 
 
-def collectives(sizes: ModelSizes, config: Config, degrees: Degrees, rows: int) -> Calls:
+def collectives(sizes: ModelSizes, config: Config, degrees: Degrees, rows: int, device: str) -> Calls:
     """How many collectives carry what `sent_bytes` counts; see docs/architecture.md.
 
     Ulysses: one in and one out per layer, one more where keys and values are of more rows than queries.
-    KV-resident: two for every chunk of queries. Once per step the swap between branches and the gather.
+    KV-resident: two for every chunk of queries, of which a `cuda` device has fewer than a `cpu`. Once per
+    step the swap between branches and the gather.
     """
     cfg, kv, ulysses = degrees
     geometry, branches = sizes.geometry, branches_on_rank(sizes.geometry, config, degrees)
     tokens = token_count(sizes.geometry, config)
     apart = kv_rows(config, rows, tokens) != rows
-    joint = geometry.joint_tokens(config.model.max_sequence_length)
-    first, second = (max(1, -(-each // CHUNK_ROWS)) for each in (joint + rows, rows))
+    joint, at_a_time = geometry.joint_tokens(config.model.max_sequence_length), chunk_rows(device)
+    first, second = (max(1, -(-each // at_a_time)) for each in (joint + rows, rows))
     chunks = geometry.layers * first + geometry.second_layers * second
     return Calls(
         ulysses=geometry.attentions * branches * (3 if apart else 2) if ulysses > 1 else 0,

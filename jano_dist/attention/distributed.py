@@ -20,12 +20,21 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from jano_dist.attention.kernels import attention, attention_with_lse, merge
+from jano_dist.attention.kernels import TORCH, Kernel, merge
 from jano_dist.cache import LayerKV, Moves
 from jano_dist.mesh import Mesh
 
-# Queries are sent, attended and returned in chunks, so that one is on its way while another computes.
-CHUNK_ROWS = 4096
+
+def chunk_rows(device: str) -> int:
+    """Queries that are sent, attended and returned at a time: one chunk travels while another computes.
+
+    A GPU starts kernels and collectives for each of them and reads all keys again, so its chunks are larger
+    (not measured).
+
+    Args:
+        device: `cpu` or `cuda`.
+    """
+    return 4096 if device == "cpu" else 16_384
 
 
 class Attend(Protocol):
@@ -44,8 +53,8 @@ class Attend(Protocol):
 
 
 def attend_locally(q_nhd: Tensor, k_nhd: Tensor, v_nhd: Tensor, kv: LayerKV, *, text: bool = True) -> Tensor:
-    """All rows are this rank's own."""
-    return attention(q_nhd, *kv.update(k_nhd, v_nhd, ((0, 0, len(k_nhd)),)))
+    """All rows are this rank's own, and PyTorch attends."""
+    return TORCH.attention(q_nhd, *kv.update(k_nhd, v_nhd, ((0, 0, len(k_nhd)),)))
 
 
 class SequenceAttention:
@@ -56,7 +65,8 @@ class SequenceAttention:
         kv_counts: rows each of them brings keys and values of: the same, or all of its rows where the
             cache keeps what keys and values are made from.
         moves: where the keys and values of this rank's shard go in the cache (`Deal.moves`).
-        chunk_rows: queries of all shards that are sent at a time.
+        chunk_rows: queries of all shards that are sent at a time; see `chunk_rows`.
+        kernel: that attends.
         second: attention of the rows without those of the text, where the model asks for it.
     """
 
@@ -66,11 +76,14 @@ class SequenceAttention:
         counts: Sequence[int],
         kv_counts: Sequence[int],
         moves: Moves,
-        chunk_rows: int = CHUNK_ROWS,
+        *,
+        chunk_rows: int,
+        kernel: Kernel = TORCH,
         second: Attend | None = None,
     ) -> None:
         self._ulysses = Ulysses(mesh, _of_shard(mesh, counts), _of_shard(mesh, kv_counts))
-        self._core = KVResident(mesh, counts, chunk_rows) if mesh.size("kv") > 1 else attention
+        resident = mesh.size("kv") > 1
+        self._core = KVResident(mesh, counts, chunk_rows, kernel) if resident else kernel.attention
         self._moves, self._second = moves, second
 
     def __call__(
@@ -133,11 +146,11 @@ class KVResident:
     """Attention of every shard's queries to every shard's keys and values, which stay in their shards.
 
     Args:
-        counts: rows each sequence rank computes. chunk_rows: see `SequenceAttention`.
+        counts: rows each sequence rank computes. chunk_rows, kernel: see `SequenceAttention`.
     """
 
-    def __init__(self, mesh: Mesh, counts: Sequence[int], chunk_rows: int) -> None:
-        size = mesh.size("ulysses")
+    def __init__(self, mesh: Mesh, counts: Sequence[int], chunk_rows: int, kernel: Kernel) -> None:
+        self._kernel, size = kernel, mesh.size("ulysses")
         shards = [sum(counts[first : first + size]) for first in range(0, len(counts), size)]
         self._mesh, self._own = mesh, mesh.index("kv")
         chunks = max(1, -(-sum(shards) // chunk_rows))
@@ -156,7 +169,7 @@ class KVResident:
         ]
         returning = []
         for gathered, counts in zip(coming, self._chunks, strict=True):
-            parts = _pack(*attention_with_lse(gathered.wait(), k_nhd, v_nhd))
+            parts = _pack(*self._kernel.attention_with_lse(gathered.wait(), k_nhd, v_nhd))
             back = [counts[self._own]] * len(counts)
             returning.append(self._mesh.begin_all_to_all(parts, counts, back, "kv"))
         merged = [merge(*_unpack(part.wait(), len(self._chunks[0]), q_nhd)) for part in returning]

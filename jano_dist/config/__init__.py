@@ -19,6 +19,7 @@ from jano_dist.config.policies import (
     UniformPolicyConfig,
 )
 from jano_dist.config.settings import (
+    AttentionConfig,
     CacheConfig,
     Config,
     MeshConfig,
@@ -36,6 +37,7 @@ __all__ = [
     "BLOCK_POLICIES",
     "CHOOSING",
     "POLICIES",
+    "AttentionConfig",
     "CacheConfig",
     "Config",
     "EnhanceConfig",

@@ -95,6 +95,31 @@ class CacheConfig(Frozen):
     device: Literal["accelerator", "cpu"] = Field("accelerator", description="where it is kept")
 
 
+_KERNELS = ("auto", "torch", "cudnn", "flash3", "flash4")
+
+
+def _backend(text: str) -> str:
+    """A backend's name in the case that is used; which of xfuser's there are, its table says."""
+    prefix, colon, name = text.strip().partition(":")
+    if prefix.lower() == "xfuser" and name:
+        return f"xfuser:{name.upper()}"
+    if colon or prefix.lower() not in _KERNELS:
+        raise ValueError(
+            f"attention.backend should be {', '.join(_KERNELS)} or xfuser:NAME, not {text!r}: correct it"
+        )
+    return prefix.lower()
+
+
+class AttentionConfig(Frozen):
+    """Which kernel self-attention runs by."""
+
+    backend: Annotated[Text, AfterValidator(_backend)] = Field(
+        "auto",
+        description="auto (the fastest exact one), torch, cudnn, flash3, flash4, or xfuser:NAME; "
+        "`jano-dist doctor` lists them",
+    )
+
+
 class RuntimeConfig(Frozen):
     """Where it runs."""
 
@@ -125,6 +150,7 @@ class Config(Frozen):
     policy: PolicyConfig = JanoPolicyConfig()
     mesh: MeshConfig = MeshConfig()
     cache: CacheConfig = CacheConfig()
+    attention: AttentionConfig = AttentionConfig()
     runtime: RuntimeConfig = RuntimeConfig()
     snapshot: SnapshotConfig = SnapshotConfig()
     preset: str | None = None

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from jano_dist.attention.distributed import Attend, attend_locally
-from jano_dist.attention.kernels import attention
+from jano_dist.attention.kernels import TORCH
 from jano_dist.cache import Cache, LayerKV, NoCache, Rope, untraced
 from jano_dist.models.base import FIRST_FRAME, Branch, Conditions, TextKV
 from jano_dist.reuse import BlockCache
@@ -98,10 +98,10 @@ class CrossAttention:
         k_nhd, v_nhd = self.text.get(project)
         if self.heard is not None:
             self.heard(q_nhd, k_nhd)
-        out = attention(q_nhd, k_nhd, v_nhd)
+        out = TORCH.attention(q_nhd, k_nhd, v_nhd)  # of few keys; `attention.backend` is for the others
         if self.picture is not None:
             kept = self.picture.get(lambda: self._of_picture(attn, encoder_hidden_states))
-            out = out + attention(q_nhd, *kept)
+            out = out + TORCH.attention(q_nhd, *kept)
         return _output(attn, out)
 
     def _of_picture(self, attn: Any, states: Tensor) -> tuple[Tensor, Tensor]:

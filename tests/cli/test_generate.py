@@ -103,8 +103,8 @@ class TestRecord:
         assert list(record) == [
             "prompt", "config", "made", "resumed_from_step", "start_to_first_step_seconds",
             "device",
-            "versions", "mesh", "policy", "levels", "steps", "seconds", "memory", "flops", "telemetry",
-            "recoveries",
+            "versions", "mesh", "attention", "policy", "levels", "steps", "seconds", "memory", "flops",
+            "telemetry", "recoveries",
         ]  # fmt: skip
 
     def test_config_is_the_resolved_one(self, record, small):

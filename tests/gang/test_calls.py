@@ -63,7 +63,7 @@ def test_collectives_of_a_step(split):
     for steps in gang(int(degrees.cfg * degrees.kv * degrees.ulysses), counted, split):
         for cache, each in steps.items():
             for kind, calls in zip(KINDS, each, strict=True):
-                wanted = collectives(sizes, config(split, cache), degrees, ROWS[kind])
+                wanted = collectives(sizes, config(split, cache), degrees, ROWS[kind], "cpu")
                 assert calls.get("ulysses", 0) == wanted.ulysses
                 assert calls.get("kv", 0) == wanted.kv
                 assert calls.get("cfg", 0) + calls.get("sequence", 0) == wanted.output

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from jano_dist import Engine, load_config
-from jano_dist.attention import distributed
+from jano_dist.attention import Kernel
 from jano_dist.errors import NotFinite, PeerLost, RunError, UserError
 from jano_dist.models.folder import model_folder
 from jano_dist.observe import NullObserver
@@ -163,7 +163,7 @@ class Collectives(NullObserver):
         )
         for name in ("attention", "attention_with_lse"):
             self.patches.enter_context(
-                mock.patch.object(distributed, name, self.ticking(clock, getattr(distributed, name)))
+                mock.patch.object(Kernel, name, self.ticking(clock, getattr(Kernel, name)))
             )
         return self
 
@@ -252,6 +252,13 @@ def without_a_rank_from_step_5_on(rank):
 def another_config_on(ranks, overrides):
     own = overrides if dist.get_rank() in ranks else {}
     return sentence(UserError, lambda: Engine(config("jano", "image", **own)))
+
+
+def another_kernel_on(rank):
+    """As where one machine has a package that the others lack."""
+    kernel = Kernel("cudnn" if dist.get_rank() == rank else "flash3", compute=None)
+    with mock.patch("jano_dist.engine.kernel_for", return_value=kernel):
+        return sentence(UserError, lambda: Engine(config("jano", "image")))
 
 
 def other_versions_on(rank):
@@ -532,6 +539,10 @@ class TestFailures:
     def test_other_versions(self):
         for sentence in gang(3, other_versions_on, 2):
             assert sentence.startswith("other software versions on rank 2 than on rank 0: ")
+
+    def test_another_kernel(self):
+        for sentence in gang(2, another_kernel_on, 1):
+            assert sentence.startswith("another attention kernel on rank 1 than on rank 0: ")
 
     def test_another_model_under_the_same_name(self, model_copy, tmp_path):
         """One tensor of the text encoder; the header, all names and all sizes stay the same."""

@@ -128,7 +128,7 @@ def walk(mesh, levels, seed, heads=HEADS, chunk_rows=4096):
         rows = [x[own] for x in qkv]
         before = [x.clone() for x in rows]
         moves = deal.moves[mesh.index("kv")]
-        attend = SequenceAttention(mesh, deal.counts, deal.counts, moves, chunk_rows)
+        attend = SequenceAttention(mesh, deal.counts, deal.counts, moves, chunk_rows=chunk_rows)
         output = attend(*rows, layer)
         assert output.shape == (len(own), heads, HEAD_DIM)
         assert all(torch.equal(x, same) for x, same in zip(rows, before, strict=True))

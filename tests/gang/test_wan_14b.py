@@ -44,7 +44,7 @@ def walk(weights, frames, mesh):
     for kind, which in WALK:
         deal = plan.deal(StepKind(kind), ranks)
         own = deal.own(mesh.index("ulysses"))
-        attend = SequenceAttention(mesh, deal.counts, deal.counts, deal.moves[0])
+        attend = SequenceAttention(mesh, deal.counts, deal.counts, deal.moves[0], chunk_rows=4096)
         kept = NoCache(1) if kind == "full" else cache
         results.append((own, wan.forward(latents[which], timestep, branch, own, kept, attend)))
     return results, cache.nbytes

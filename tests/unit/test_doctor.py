@@ -11,6 +11,8 @@ import pytest
 import torch
 from rich.console import Console
 
+from jano_dist.attention import survey
+from jano_dist.attention.backends import Facts
 from jano_dist.doctor import advice, inspect_machine, show
 
 GIB = 2**30
@@ -29,6 +31,7 @@ def facts(gpus: int = 0, gib: float = 80, **changed: Any) -> dict[str, Any]:
         "xfuser": here,
         "ray": here,
         "distvae": here,
+        "attention": {"auto": "torch", "backends": []},
         "memory": {"total_bytes": 64 * GIB, "free_bytes": 60 * GIB},
         "cores": 8,
         "disk_free_bytes": 500 * GIB,
@@ -181,3 +184,30 @@ def test_what_is_missing_is_said_and_only_then() -> None:
 def test_the_table_groups_equal_gpus() -> None:
     assert "8 x NVIDIA Test, 80 GiB, capability 9.0" in shown(facts(8))
     assert "driver 570.1" in shown(facts(8))
+
+
+def test_attention_on_this_machine() -> None:
+    """Every backend has a line, with a reason where it cannot be used here."""
+    found = inspect_machine()["attention"]
+    rows = {row["name"]: row for row in found["backends"]}
+    assert {"torch", "cudnn", "flash3", "flash4", "xfuser:SAGE", "xfuser:AITER"} <= set(rows)
+    assert rows["torch"] == {"name": "torch", "reason": None, "exact": True, "kv": True}
+    if not torch.cuda.is_available():
+        assert found["auto"] == "torch"
+        assert rows["cudnn"]["reason"] == "it needs a GPU"
+
+
+def test_attention_is_grouped_by_what_is_said() -> None:
+    packages = {"xfuser": "", "sageattention": "", "aiter": ""}
+    hopper = Facts("nvidia", (9, 0), lambda name: packages.get(name, f"{name} is not installed"))
+    text = shown(facts(1, attention=survey(hopper)))
+    for line in (
+        "auto takes cudnn",
+        "torch, cudnn, xfuser:SDPA_EFFICIENT, xfuser:SDPA_FLASH, xfuser:CUDNN: yes",
+        "xfuser:SDPA, xfuser:SDPA_MATH: yes, not with kv > 1, since it gives no log-sums",
+        "xfuser:SAGE: yes, by name only, since it rounds to 8 bits or fewer",
+        "flash3, xfuser:FLASH_3, xfuser:FLASH_3_FP8: no: flash_attn_interface is not installed",
+        "no: it needs an AMD GPU",
+        "xfuser:FLASH_4_FP4: no: it needs a GPU of capability 10.x, and this one has 9.0",
+    ):
+        assert line in text, line

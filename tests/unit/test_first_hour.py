@@ -8,7 +8,7 @@ import torch
 from benchmarks import gpu_first_hour
 from benchmarks.first_hour import Hour, Lie, promised, truth
 from benchmarks.first_hour.page import write_page
-from jano_dist.attention.kernels import attention_with_lse
+from jano_dist.attention.kernels import TORCH, Kernel
 
 
 @pytest.fixture
@@ -18,22 +18,26 @@ def hour(tmp_path):
 
 def test_kernels_that_are_right(hour):
     found = truth.kernels(hour)["rows"]
-    assert len(found) == 2 * len(truth.SHAPES)
+    assert [row["backend"] for row in found] == ["torch"] * 2 * len(truth.SHAPES)
     assert max(row["attention"] for row in found if row["dtype"] == "torch.float32") <= 1e-5
 
 
 @pytest.mark.parametrize(
-    ("name", "wrong"),
+    ("of", "name", "wrong"),
     [
-        ("attention", lambda q, k, v: v.mean(0).expand_as(q)),
-        ("attention_with_lse", lambda q, k, v: (attention_with_lse(q, k, v)[0], torch.zeros(q.shape[:2]))),
-        ("merge", lambda out, lse: out.mean(0)),
-        ("rotate", lambda x, rope: x),
+        (Kernel, "attention", lambda kernel, q, k, v: v.mean(0).expand_as(q)),
+        (
+            Kernel,
+            "attention_with_lse",
+            lambda kernel, q, k, v: (TORCH.attention(q, k, v), torch.zeros(q.shape[:2])),
+        ),
+        (truth, "merge", lambda out, lse: out.mean(0)),
+        (truth, "rotate", lambda x, rope: x),
     ],
 )
-def test_a_kernel_that_is_wrong(hour, monkeypatch, name, wrong):
-    monkeypatch.setattr(truth, name, wrong)
-    with pytest.raises(Lie, match=r"kernels of cpu in .* from float64, not 1e-05: compute in another"):
+def test_a_kernel_that_is_wrong(hour, monkeypatch, of, name, wrong):
+    monkeypatch.setattr(of, name, wrong)
+    with pytest.raises(Lie, match=r"kernel torch of cpu in .* from float64, not 1e-05: take another"):
         truth.kernels(hour)
 
 

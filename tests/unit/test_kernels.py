@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jano_dist.attention.distributed import attend_locally
-from jano_dist.attention.kernels import attention, attention_with_lse, merge
+from jano_dist.attention.kernels import TORCH, merge
 from jano_dist.cache import KVCache, NoCache
 
 
@@ -22,7 +22,7 @@ def random(seed, *shape, scale=1.0):
 
 
 def in_parts(q, k, v, sizes):
-    parts = [attention_with_lse(q, k, v) for k, v in zip(k.split(sizes), v.split(sizes), strict=True)]
+    parts = [TORCH.attention_with_lse(q, k, v) for k, v in zip(k.split(sizes), v.split(sizes), strict=True)]
     return merge(*(torch.stack(each) for each in zip(*parts, strict=True)))
 
 
@@ -38,13 +38,13 @@ def test_merged_parts_are_the_whole(queries, sizes, heads, dim, seed):
     q, k, v = (random(seed + i, n, heads, dim) for i, n in enumerate((queries, sum(sizes), sum(sizes))))
     expected, _ = plain(q, k, v)
     assert torch.allclose(in_parts(q, k, v, sizes).double(), expected, atol=2e-6)
-    assert torch.allclose(attention(q, k, v).double(), expected, atol=2e-6)
+    assert torch.allclose(TORCH.attention(q, k, v).double(), expected, atol=2e-6)
 
 
 @pytest.mark.parametrize(("queries", "keys"), [(1, 1), (5, 33), (40, 7)])
 def test_log_sums(queries, keys):
     q, k, v = (random(i, n, 3, 16) for i, n in enumerate((queries, keys, keys)))
-    out, lse = attention_with_lse(q, k, v)
+    out, lse = TORCH.attention_with_lse(q, k, v)
     expected, sums = plain(q, k, v)
     assert lse.dtype == torch.float32
     assert torch.allclose(lse.double(), sums, atol=1e-5)
@@ -55,7 +55,7 @@ def test_log_sums(queries, keys):
 def test_without_keys_or_queries(dtype):
     q, k = random(0, 3, 2, 8).to(dtype), random(1, 5, 2, 8).to(dtype)
     for queries, keys in ((q, k[:0]), (q[:0], k), (q[:0], k[:0])):
-        out, lse = attention_with_lse(queries, keys, keys)
+        out, lse = TORCH.attention_with_lse(queries, keys, keys)
         assert (out.dtype, lse.dtype) == (dtype, torch.float32)
         assert (out.shape, lse.shape) == (queries.shape, queries.shape[:2])
         assert (out == 0).all()
@@ -64,7 +64,7 @@ def test_without_keys_or_queries(dtype):
 
 def test_no_keys_weigh_nothing():
     q, k, v = (random(i, n, 2, 8) for i, n in enumerate((3, 5, 5)))
-    out, lse = attention_with_lse(q, k[:0], v[:0])
+    out, lse = TORCH.attention_with_lse(q, k[:0], v[:0])
     assert (out == 0).all()
     assert (lse == -torch.inf).all()
     assert torch.allclose(in_parts(q, k, v, [0, 5, 0]).double(), plain(q, k, v)[0], atol=2e-6)
