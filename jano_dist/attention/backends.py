@@ -260,7 +260,8 @@ def find_facts(device: torch.device) -> Facts:
 def missing(package: str) -> str:
     """Why a package cannot be imported, for a sentence; empty where it can."""
     try:
-        if find_spec(package.partition(".")[0]) is None:
+        spec = find_spec(package.partition(".")[0])
+        if spec is None or spec.origin is None:  # no origin: only a folder of that name
             return f"{package.partition('.')[0]} is not installed"
         import_module(package)
     except (Exception, SystemExit) as problem:  # built for another PyTorch, for example
