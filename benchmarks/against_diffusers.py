@@ -57,6 +57,7 @@ def measure(overrides: dict[str, Any], rounds: int) -> dict[str, Any]:
     ours: list[float] = []
     theirs: list[float] = []
     difference, communication = 0.0, []
+    engine.mesh.time_collectives()
     for turn in range(rounds + 1):
         dist.barrier()
         made = engine.generate(PROMPTS[0], seed=0)

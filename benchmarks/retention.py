@@ -81,6 +81,7 @@ def loop(config: Config, model: Any, mesh: Mesh, policy: Interleaved) -> list[di
     sampling = config.sampling.model_copy(update={"steps": len(policy.walk)})
     config = config.model_copy(update={"sampling": sampling})
     engine = Engine(config, model=model, mesh=mesh, policies=lambda *_, **__: policy)
+    mesh.time_collectives()
     steps = engine.generate(PROMPTS[0], seed=0).record["steps"]
     return [{**step, "between": between} for step, (_, between) in zip(steps, policy.walk, strict=True)]
 

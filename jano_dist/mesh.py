@@ -10,7 +10,6 @@ One process is a mesh of one rank, whose collectives move nothing.
 """
 
 import json
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
@@ -20,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from jano_dist.clock import Clock, NoClock, Span, SpanClock
 from jano_dist.degrees import DIMS, Degrees
 from jano_dist.errors import UserError
 from jano_dist.groups import DECODERS, form_groups, loss
@@ -30,26 +30,11 @@ _CPU = torch.device("cpu")
 
 
 class Traffic(NamedTuple):
-    """What one rank's collectives cost: bytes sent to others, seconds in them (waiting included)."""
+    """What one rank's collectives cost: bytes sent to others, seconds in them (waiting included; None where
+    nobody asked for them on a CUDA device)."""
 
     nbytes: int
-    seconds: float
-
-
-class Span(NamedTuple):
-    """One collective of one rank, or the waiting for one that was begun earlier.
-
-    Attributes:
-        name: what it was, such as `all-to-all ulysses`.
-        began, ended: seconds on the clock of `time.perf_counter`. On a CUDA device when its stream came to it
-            and had done it, some tens of microseconds later than it was.
-        nbytes: sent to others.
-    """
-
-    name: str
-    began: float
-    ended: float
-    nbytes: int
+    seconds: float | None
 
 
 class Mesh:
@@ -90,7 +75,8 @@ class Mesh:
                 f"cfg {cfg} x kv {kv} x ulysses {ulysses} is {cfg * kv * ulysses} ranks, but {self.world} "
                 "were started: start as many ranks as the degrees multiply to"
             )
-        self._sent, self._clock = 0, _Clock(device)
+        # On a CUDA device two events for each collective of each layer: only where they are asked for.
+        self._sent, self._clock = 0, (NoClock() if device.type == "cuda" else Clock(device))
         self.local_world = self._agree(local_world)
         self.decoders = min(decoders, self.world)
         self._groups = self._form(timeout_seconds) if self.world > 1 else None
@@ -164,17 +150,26 @@ class Mesh:
         """
         if self._groups is None or self.size(dim) == 1:
             return Pending(rows, None, nullcontext)
+        result, work = self._exchange(rows, sent, received, dim, later=True)
+        return Pending(result, work, lambda: self._counted(0, "wait", dim))
+
+    def all_to_all(self, rows: Tensor, sent: Sequence[int], received: Sequence[int], dim: Dim) -> Tensor:
+        """`begin_all_to_all` where nothing is done meanwhile: NCCL then needs no stream of its own."""
+        if self._groups is None or self.size(dim) == 1:
+            return rows
+        return self._exchange(rows, sent, received, dim, later=False)[0]
+
+    def _exchange(
+        self, rows: Tensor, sent: Sequence[int], received: Sequence[int], dim: Dim, *, later: bool
+    ) -> tuple[Tensor, Any]:
+        assert self._groups is not None
         result = rows.new_empty(sum(received), *rows.shape[1:])
         to_others = sum(sent) - sent[self.index(dim)]
         with self._counted(to_others * rows[:1].nbytes if len(rows) else 0, "all-to-all", dim):
             work = dist.all_to_all_single(
-                result, rows, list(received), list(sent), group=self._groups[dim], async_op=True
+                result, rows, list(received), list(sent), group=self._groups[dim], async_op=later
             )
-        return Pending(result, work, lambda: self._counted(0, "wait", dim))
-
-    def all_to_all(self, rows: Tensor, sent: Sequence[int], received: Sequence[int], dim: Dim) -> Tensor:
-        """`begin_all_to_all`, waited for."""
-        return self.begin_all_to_all(rows, sent, received, dim).wait()
+        return result, work
 
     def begin_gather(self, rows: Tensor, counts: Sequence[int], dim: Dim) -> "Pending":
         """Every index's rows along a dimension, in order: [counts[own], ...] -> [sum(counts), ...].
@@ -185,8 +180,9 @@ class Mesh:
         return self.begin_all_to_all(torch.cat([rows] * size), [len(rows)] * size, counts, dim)
 
     def gather_rows(self, rows: Tensor, counts: Sequence[int], dim: Dim) -> Tensor:
-        """`begin_gather`, waited for."""
-        return self.begin_gather(rows, counts, dim).wait()
+        """`begin_gather` where nothing is done meanwhile."""
+        size = self.size(dim)
+        return self.all_to_all(torch.cat([rows] * size), [len(rows)] * size, counts, dim)
 
     def broadcast(self, tensor: Tensor) -> Tensor:
         """The coordinator's tensor on every rank. Overwrites `tensor` (same shape everywhere) elsewhere."""
@@ -259,14 +255,19 @@ class Mesh:
         return [rank for rank, row in enumerate(rows) if not torch.equal(row, rows[0])]
 
     def take_traffic(self) -> Traffic:
-        """Bytes sent and seconds spent since the last call. Waits for the device."""
+        """Bytes sent and seconds spent since the last call. Waits for the device where it is timed."""
         traffic = Traffic(self._sent, self._clock.take())
         self._sent = 0
         return traffic
 
+    def time_collectives(self) -> None:
+        """From now on also time them on a CUDA device, by events on its stream; on a CPU they always are."""
+        if isinstance(self._clock, NoClock):
+            self._clock = Clock(self.device)
+
     def keep_spans(self) -> None:
         """From now on note when each collective was, for `take_spans`."""
-        self._clock = _SpanClock(self.device)
+        self._clock = SpanClock(self.device)
 
     def take_spans(self) -> list[Span]:
         """What was noted since the last call, in order; nothing before `keep_spans`. Waits for the device."""
@@ -308,80 +309,6 @@ class Pending:
             with self._counted():
                 self._work.wait()
         return self._result
-
-
-class _Clock:
-    """Sums the seconds between starts and stops, on the CUDA stream where there is one, without waiting."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._cuda = device.type == "cuda"
-        self._marks: list[Any] = []
-
-    def start(self) -> None:
-        self._marks.append(self._now())
-
-    def stop(self, name: tuple[str, ...] = (), nbytes: int = 0) -> None:
-        self.start()
-
-    def take(self) -> float:
-        marks, self._marks = self._marks, []
-        pairs = zip(marks[::2], marks[1::2], strict=True)
-        if not self._cuda:
-            return float(sum(end - begin for begin, end in pairs))
-        torch.cuda.synchronize()
-        return float(sum(begin.elapsed_time(end) for begin, end in pairs)) / 1e3
-
-    def _now(self) -> Any:
-        if not self._cuda:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
-    def take_spans(self) -> list[Span]:
-        return []
-
-
-class _SpanClock(_Clock):
-    """Also knows what it measured, and when that was."""
-
-    def __init__(self, device: torch.device) -> None:
-        super().__init__(device)
-        self._labels: list[tuple[tuple[str, ...], int]] = []
-        self._spans: list[Span] = []
-        self._align()
-
-    def stop(self, name: tuple[str, ...] = (), nbytes: int = 0) -> None:
-        super().stop()
-        self._labels.append((name, nbytes))
-
-    def take(self) -> float:
-        marks, labels, self._labels = self._marks, self._labels, []
-        seconds = super().take()
-        times = map(self._on_the_host, marks)
-        self._spans += [
-            Span(" ".join(name), began, ended, nbytes)
-            for (name, nbytes), began, ended in zip(labels, times, times, strict=True)
-        ]
-        self._align()
-        return seconds
-
-    def take_spans(self) -> list[Span]:
-        self.take()
-        spans, self._spans = self._spans, []
-        return spans
-
-    def _align(self) -> None:
-        """One event whose time is known on the host too: anew at every look, because the clocks drift."""
-        if self._cuda:
-            self._known = self._now()
-            torch.cuda.synchronize()
-            self._known_at = time.perf_counter()
-
-    def _on_the_host(self, mark: Any) -> float:
-        if not self._cuda:
-            return float(mark)
-        return self._known_at + float(self._known.elapsed_time(mark)) / 1e3
 
 
 def ranks_started() -> int:

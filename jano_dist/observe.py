@@ -1,5 +1,6 @@
 """What a run tells about itself: step records, memory, versions; and a null observer."""
 
+import math
 import platform
 import resource
 from collections.abc import Sequence
@@ -22,7 +23,8 @@ class StepRecord:
         tokens: tokens computed (of each branch) by all ranks together.
         own_tokens: those computed by this rank.
         seconds: wall time, device work included.
-        comm_seconds: the part of it spent in collectives, waiting for other ranks included.
+        comm_seconds: the part of it spent in collectives, waiting for other ranks included; None where they
+            are not timed (`Mesh.time_collectives`).
         comm_bytes: bytes this rank sent to others.
         blocks: of a step through caches inside the blocks, the rows computed (of each branch, over all
             layers) by part: `attn1`, `attn2`, `ffn`; and `scores`, those scored by their cross-attention.
@@ -34,7 +36,7 @@ class StepRecord:
     tokens: int
     own_tokens: int
     seconds: float
-    comm_seconds: float
+    comm_seconds: float | None
     comm_bytes: int
     blocks: dict[str, int] | None = None
     began: float = field(default=0.0, compare=False)
@@ -46,7 +48,8 @@ _PER_RANK = ("own_tokens", "seconds", "comm_seconds", "comm_bytes")
 
 def step_table(steps: Sequence[StepRecord]) -> Tensor:
     """What differs between ranks, float64 [steps, 4] (bytes are exact below 2**53)."""
-    rows = [[float(getattr(step, name)) for name in _PER_RANK] for step in steps]
+    found = [[getattr(step, name) for name in _PER_RANK] for step in steps]
+    rows = [[math.nan if each is None else float(each) for each in row] for row in found]
     return torch.tensor(rows, dtype=torch.float64)
 
 
@@ -54,11 +57,13 @@ def merge_ranks(steps: Sequence[StepRecord], tables: Tensor) -> list[dict[str, A
     """The steps as `run.json` holds them, from every rank's `step_table` [world, steps, 4].
 
     `seconds` are the slowest rank's, `comm_bytes` all ranks' together. `comm_seconds` are the smallest
-    of any rank's: the rank the others wait for waits least, so this is what communication itself cost.
+    of any rank's: the rank the others wait for waits least, so this is what communication itself cost; None
+    where collectives were not timed.
     """
     merged = []
     for step, ranks in zip(steps, tables.transpose(0, 1), strict=True):
-        tokens, seconds, comm_seconds, comm_bytes = ranks.T.tolist()
+        tokens, seconds, measured, comm_bytes = ranks.T.tolist()
+        comm_seconds = None if any(map(math.isnan, measured)) else measured
         merged.append(
             {
                 "index": step.index,
@@ -66,7 +71,7 @@ def merge_ranks(steps: Sequence[StepRecord], tables: Tensor) -> list[dict[str, A
                 "tokens": step.tokens,
                 **({"blocks": step.blocks} if step.blocks else {}),
                 "seconds": max(seconds),
-                "comm_seconds": min(comm_seconds),
+                "comm_seconds": min(comm_seconds) if comm_seconds else None,
                 "comm_bytes": int(sum(comm_bytes)),
                 "ranks": {
                     "tokens": [int(count) for count in tokens],

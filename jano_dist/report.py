@@ -157,7 +157,7 @@ def timeline_picture(path: Path, steps: Sequence[Mapping[str, Any]]) -> None:
         path: where to write the picture.
         steps: per step a mapping with `index` (int), `kind` (full, refresh, moderate, active,
             skip or blocks), `tokens` (int, computed), `seconds` (float), `comm_seconds` (float, the part of
-            them spent in collectives) and `comm_bytes` (int).
+            them spent in collectives, or None) and `comm_bytes` (int).
 
     Raises:
         ValueError: no steps, or an unknown kind.
@@ -205,8 +205,9 @@ def _bars(axes: Axes, steps: Sequence[Mapping[str, Any]], value: str) -> None:
 
 
 def _communication(axes: Axes, steps: Sequence[Mapping[str, Any]]) -> list[Patch]:
-    """White tops on the bars of seconds, and their line of the legend; nothing where nobody communicated."""
-    top = [step["comm_seconds"] for step in steps]
+    """White tops on the bars of seconds, and their line of the legend; nothing where nobody communicated, or
+    it was not timed."""
+    top = [step["comm_seconds"] or 0.0 for step in steps]
     if not any(top):
         return []
     bottom = [step["seconds"] - part for step, part in zip(steps, top, strict=True)]

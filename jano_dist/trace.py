@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from jano_dist.mesh import Mesh, Span
+from jano_dist.clock import Span
+from jano_dist.mesh import Mesh
 from jano_dist.observe import Observer, StepRecord
 
 # Category, name, began, ended, facts; seconds.

@@ -96,6 +96,7 @@ class Rank:
             config = self._question.config(case)
             warm = Engine(short(config), model=self._model, policies=self._policies)
             warm.generate(PROMPT, seed=_SEED, observer=NullObserver())
+            warm.mesh.time_collectives()  # on GPUs too: what they take is asked for here
             engine = Engine(config, model=self._model, mesh=warm.mesh, policies=self._policies)
             engine.prepare(self._prompts)
             self._engines[case] = engine

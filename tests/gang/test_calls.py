@@ -39,16 +39,16 @@ def config(split, kind):
 
 def counted(split):
     """Collectives of each step by dimension, for both kinds of cache."""
-    calls, begin, found = Counter(), Mesh.begin_all_to_all, {}
+    calls, exchange, found = Counter(), Mesh._exchange, {}
 
-    def counting(mesh, rows, sent, received, dim):
-        calls[dim] += mesh.size(dim) > 1
-        return begin(mesh, rows, sent, received, dim)
+    def counting(mesh, rows, sent, received, dim, **when):
+        calls[dim] += 1
+        return exchange(mesh, rows, sent, received, dim, **when)
 
     for kind in ("kv", "hidden"):
         engine = Engine(config(split, kind), policies=FollowMap(*SIZES, KINDS))
         observer = PerStep(calls)
-        with mock.patch.object(Mesh, "begin_all_to_all", counting):
+        with mock.patch.object(Mesh, "_exchange", counting):
             calls.clear()
             engine.generate("a red ball moves left", seed=1, observer=observer)
         found[kind] = observer.steps

@@ -8,10 +8,11 @@ from unittest import mock
 import pytest
 import torch
 
+from jano_dist.clock import Clock, Span, SpanClock
 from jano_dist.config import MeshConfig
 from jano_dist.degrees import Degrees, choose_degrees, explain_degrees
 from jano_dist.errors import UserError
-from jano_dist.mesh import Mesh, Span, Traffic, _Clock, _SpanClock
+from jano_dist.mesh import Mesh, Traffic
 
 WORLDS, HEADS, ASKED = range(1, 17), (1, 6, 12, 40), (None, 1, 2, 3, 4, 8)
 
@@ -169,7 +170,7 @@ def test_the_clock_of_a_gpu_reads_events():
             return end.at - self.at
 
     with mock.patch.multiple(torch.cuda, Event=Event, synchronize=lambda: done.append(True)):
-        clock = _Clock(torch.device("cuda"))
+        clock = Clock(torch.device("cuda"))
         for _ in range(2):
             clock.start()
             clock.stop()
@@ -199,9 +200,9 @@ def test_spans_of_a_gpu_on_the_hosts_clock():
     clocks = SimpleNamespace(perf_counter=lambda: next(host))
     with (
         mock.patch.multiple(torch.cuda, Event=Event, synchronize=lambda: None),
-        mock.patch("jano_dist.mesh.time", clocks),
+        mock.patch("jano_dist.clock.time", clocks),
     ):
-        clock = _SpanClock(torch.device("cuda"))  # at 0 ms the host says 101 s
+        clock = SpanClock(torch.device("cuda"))  # at 0 ms the host says 101 s
         for name in ("broadcast", "collect"):
             gpu["now"] += 250
             clock.start()
@@ -219,6 +220,37 @@ def test_spans_of_a_gpu_on_the_hosts_clock():
         Span("collect x", 102.0, 102.5, 7),
         Span("", 104.0, 104.0, 0),
     ]
+
+
+def test_no_timing_events_on_a_gpu_unless_asked():
+    made = []
+
+    class Event(SimpleNamespace):
+        def __init__(self, **_):
+            made.append(self)
+
+        def record(self):
+            return
+
+        def elapsed_time(self, other):
+            return 500.0
+
+    mesh = Mesh.single(torch.device("cuda"))
+    with mock.patch.multiple(torch.cuda, Event=Event, synchronize=lambda: None):
+        with mesh._counted(7, "broadcast"):
+            pass
+        assert (mesh.take_traffic(), made) == (Traffic(7, None), [])
+        mesh.time_collectives()
+        with mesh._counted(8, "broadcast"):
+            pass
+        assert (mesh.take_traffic(), len(made)) == (Traffic(8, 0.5), 2)
+        mesh.time_collectives()  # asked twice
+        assert mesh.take_traffic() == Traffic(0, 0.0)
+        other = Mesh.single(torch.device("cuda"))
+        other.keep_spans()
+        with other._counted(9, "collect"):
+            pass
+        assert other.take_traffic().seconds == 0.5
 
 
 @pytest.mark.parametrize(

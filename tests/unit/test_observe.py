@@ -52,3 +52,13 @@ def test_of_all_ranks():
 def test_a_rank_that_counted_other_steps_is_refused():
     with pytest.raises(ValueError, match="zip"):
         merge_ranks(RANKS[0], torch.stack([step_table(rank[:1]) for rank in RANKS]))
+
+
+def test_collectives_that_were_not_timed():
+    """Of one rank or of all: then nothing is known of the step's, and a clock of 0 is something else."""
+    steps = [step(0, 6, 3.0, None, 100), step(1, 3, 2.0, 0.0, 8)]
+    other = [step(0, 4, 2.5, 0.25, 50), step(1, 4, 2.5, 0.125, 2)]
+    first, second = merge_ranks(steps, torch.stack([step_table(steps), step_table(other)]))
+    assert first["comm_seconds"] is first["ranks"]["comm_seconds"] is None
+    assert (first["seconds"], first["comm_bytes"], first["ranks"]["seconds"]) == (3.0, 150, [3.0, 2.5])
+    assert (second["comm_seconds"], second["ranks"]["comm_seconds"]) == (0.0, [0.0, 0.125])

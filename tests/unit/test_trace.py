@@ -6,7 +6,8 @@ from unittest import mock
 
 import pytest
 
-from jano_dist.mesh import Mesh, Span
+from jano_dist.clock import Span
+from jano_dist.mesh import Mesh
 from jano_dist.observe import StepRecord
 from jano_dist.trace import Trace, begin_trace, trace_text
 
