@@ -16,7 +16,7 @@ from jano_dist.config import Config
 from jano_dist.errors import UserError
 from jano_dist.geometry import Geometry
 
-_PREFIX = "xfuser:"
+_PREFIX, _REGISTRY = "xfuser:", "xfuser.core.distributed.attention_backend"
 _HALF = ("auto", "bfloat16", "float16")
 
 
@@ -122,7 +122,7 @@ def _flash(package: str, option: str) -> Compute:
 
 def _of_xfuser(name: str) -> Compute:
     """A function of xfuser's registry: (q, k, v, dropout, causal), [1, H, n, D] as here."""
-    module = import_module("xfuser.core.distributed.attention_backend")
+    module = import_module(_REGISTRY)
     kind = module.AttentionBackendType.__members__.get(name)
     function = module.ATTENTION_FUNCTION_REGISTRY.get(kind)
     if function is None:
@@ -163,7 +163,7 @@ def backends() -> dict[str, Backend]:
         _PREFIX + name: Backend(
             _PREFIX + name,
             entry,
-            ("xfuser", *((entry.package,) if entry.package else ())),
+            (_REGISTRY, *((entry.package,) if entry.package else ())),
             lambda name=name: _of_xfuser(name),  # type: ignore[misc]
         )
         for name, entry in XFUSER.items()
@@ -259,11 +259,15 @@ def find_facts(device: torch.device) -> Facts:
 
 def missing(package: str) -> str:
     """Why a package cannot be imported, for a sentence; empty where it can."""
+    top = package.partition(".")[0]
     try:
-        if find_spec(package.partition(".")[0]) is None:
-            return f"{package.partition('.')[0]} is not installed"
+        if find_spec(top) is None:
+            return f"{top} is not installed"
         import_module(package)
     except (Exception, SystemExit) as problem:  # built for another PyTorch, for example
+        lacking = getattr(problem, "name", None)
+        if isinstance(problem, ModuleNotFoundError) and lacking and package.startswith(lacking):
+            return f"{lacking} is not installed"  # a part of it, or all but a folder of that name
         first = (str(problem).strip() or "no message").splitlines()[0]
         return f"{package} cannot be imported ({type(problem).__name__}: {first})"
     return ""

@@ -14,6 +14,7 @@ from jano_dist.preflight import preflight
 from tests.unit.test_kernels import plain, random
 
 FLASH_3, FLASH_4 = "flash_attn_interface", "flash_attn.cute.interface"
+REGISTRY = "xfuser.core.distributed.attention_backend"
 VIDEO = {"video.frames": 1, "video.height": 32, "video.width": 32, "sampling.steps": 4}
 
 
@@ -81,7 +82,7 @@ def test_auto_is_exact_and_serves_every_mesh():
         ("flash3", gpu((12, 0), FLASH_3), BF16, "it needs a GPU of capability 9.x, and this one has 12.0"),
         ("flash3", gpu(HOPPER), BF16, "flash_attn_interface is not installed"),
         ("cudnn", gpu((9, 4), vendor="amd"), BF16, "it needs an NVIDIA GPU"),
-        ("xfuser:AITER", gpu(HOPPER, "xfuser", "aiter"), BF16, "it needs an AMD GPU"),
+        ("xfuser:AITER", gpu(HOPPER, REGISTRY, "aiter"), BF16, "it needs an AMD GPU"),
         (
             "cudnn",
             gpu(HOPPER),
@@ -94,12 +95,12 @@ def test_auto_is_exact_and_serves_every_mesh():
             Need(256, lse=False, dtype="bfloat16"),
             "it takes heads of 8, 16, .. 128 dimensions, not of 256",
         ),
-        ("xfuser:CUDNN", gpu(HOPPER), BF16, "xfuser is not installed"),
-        ("xfuser:SAGE", gpu(HOPPER, "xfuser"), BF16, "sageattention is not installed"),
+        ("xfuser:CUDNN", gpu(HOPPER), BF16, f"{REGISTRY} is not installed"),
+        ("xfuser:SAGE", gpu(HOPPER, REGISTRY), BF16, "sageattention is not installed"),
         *(
             (
                 f"xfuser:{name}",
-                gpu(HOPPER, "xfuser", FLASH_4),
+                gpu(HOPPER, REGISTRY, FLASH_4),
                 BF16,
                 "it gives no log-sums, by which a mesh with kv > 1 merges its parts",
             )
@@ -116,7 +117,7 @@ def test_refused_by_name(asked, facts, need, reason):
 
 
 def test_without_log_sums_where_none_are_needed():
-    facts = gpu(HOPPER, "xfuser")
+    facts = gpu(HOPPER, REGISTRY)
     backend = backends()["xfuser:SDPA"]
     assert backend.obstacle(facts, Need(128, lse=False, dtype="bfloat16")) == ""
     assert backend.obstacle(facts) == ""
@@ -126,7 +127,7 @@ def test_an_unknown_name():
     with pytest.raises(
         UserError, match=r"there is no attention.backend xfuser:FLASH_5: choose auto, torch, cu"
     ):
-        choose("xfuser:FLASH_5", gpu(HOPPER, "xfuser"), BF16)
+        choose("xfuser:FLASH_5", gpu(HOPPER, REGISTRY), BF16)
 
 
 def test_what_rounds_more_is_never_automatic_and_says_so():
@@ -206,11 +207,18 @@ class TestMissing:
         assert missing("json") == ""
         assert missing("a_module_that_is_nowhere.at_all") == "a_module_that_is_nowhere is not installed"
 
+    def test_only_a_part_of_it(self, tmp_path, monkeypatch):
+        """FlashAttention 2 without 4; and a folder of that name, as a checkout leaves."""
+        (tmp_path / "part_of_a_test").mkdir()
+        monkeypatch.syspath_prepend(tmp_path)
+        assert missing("part_of_a_test.cute.interface") == "part_of_a_test.cute is not installed"
+
     @pytest.mark.parametrize(
         ("body", "reason"),
         [
             ("raise OSError('undefined symbol: _ZN3c10\\nmore')", "OSError: undefined symbol: _ZN3c10"),
             ("raise SystemExit", "SystemExit: no message"),
+            ("import nowhere_at_all", "ModuleNotFoundError: No module named 'nowhere_at_all'"),
         ],
     )
     def test_built_for_another_torch(self, tmp_path, monkeypatch, body, reason):
