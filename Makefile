@@ -17,8 +17,9 @@ demo: .venv/.ready
 	$(BIN)/jano-dist generate "a red ball moves left over a navy striped background" --nproc 2 --seed 1 --out out/demo
 	@echo 'To go on: export PATH="$$PWD/$(BIN):$$PATH", then jano-dist --help'
 
+# Two at a time: most tests wait, for programs to start or for ranks to be found dead.
 test: check
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist worksteal
 
 # What `make test` leaves out; the result is recorded in tests/slow.md.
 test-slow: .venv/.ready

@@ -28,8 +28,9 @@ from benchmarks.probes import (
 )
 from jano_dist import Config, load_config
 from jano_dist.account import memory_of
+from jano_dist.account.caches import shard_rows
 from jano_dist.account.fit import mesh_for
-from jano_dist.account.memory import branches_on_rank, shard_rows, token_count
+from jano_dist.account.memory import branches_on_rank, token_count
 from jano_dist.account.work import step_work
 from jano_dist.degrees import Degrees
 from jano_dist.models.sizes import ModelSizes

@@ -2,7 +2,8 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -112,7 +113,7 @@ class Denoiser:
     def _idle(self, conditions: Conditions) -> list[Cache]:
         """Caches that keep nothing, one per branch of this rank."""
         branches = len(conditions["text"]) // self._mesh.size("cfg")
-        return [NoCache(self._model.geometry.layers) for _ in range(branches)]
+        return [NoCache(self._model.geometry.attentions) for _ in range(branches)]
 
     def _no_velocity(self, plan: TokenPlan, *, forecasts: bool) -> VelocityRows:
         model = self._model
@@ -281,14 +282,12 @@ class Denoiser:
     def _compute(self, state: State, timestep: Tensor, kind: StepKind, deal: Deal) -> Tensor:
         """Guided velocity rows [n, P] of the tokens in a deal, on every rank."""
         mesh = self._mesh
-        idle: Cache = NoCache(self._model.geometry.layers)
+        idle: Cache = NoCache(self._model.geometry.attentions)
         own = deal.own(mesh.index("sequence"))
         caches = [idle] * len(state.branches) if kind is StepKind.FULL else state.caches
         # All of a rank's keys and values where they are made again from what the cache keeps.
         kv_deal = self._deal(state.plan, StepKind.REFRESH) if caches[0].projects_all else deal
-        counts, kv_counts = deal.sequence_counts, kv_deal.sequence_counts
-        moves, chunks = deal.moves[mesh.index("kv")], chunk_rows(self._model.device.type)
-        attend = SequenceAttention(mesh, counts, kv_counts, moves, chunk_rows=chunks, kernel=self._kernel)
+        attend = self._attend(deal, kv_deal)
         own_text = deal.own_text(mesh.index("sequence"))
         outputs = [
             self._model.forward(state.latent, timestep, branch, own, cache, attend, own_text)
@@ -299,6 +298,21 @@ class Denoiser:
         swapped = [part for rows in outputs for part in mesh.gather_rows(rows, halves, "cfg").split(halves)]
         guided = guide(swapped, self._guidance(state.expert))
         return mesh.gather_rows(guided, deal.counts, "sequence")
+
+    def _attend(self, deal: Deal, kv_deal: Deal) -> SequenceAttention:
+        """Self-attention of a step; its keys and values are of the rows of `kv_deal`."""
+        shard, second = self._mesh.index("kv"), None
+        attention = partial(
+            SequenceAttention,
+            self._mesh,
+            chunk_rows=chunk_rows(self._model.device.type),
+            kernel=self._kernel,
+        )
+        if self._model.geometry.second_layers:
+            video = deal.without_text()
+            second = attention(video.counts, kv_deal.counts, video.moves[shard])
+        counts, kv_counts = deal.sequence_counts, kv_deal.sequence_counts
+        return attention(counts, kv_counts, deal.moves[shard], second=second)
 
     def _replan(self, state: State, levels: Tensor | None) -> None:
         """A new map, of the coordinator: order the tokens by it and start empty caches in that order."""
@@ -330,16 +344,21 @@ class Denoiser:
 
     def _cache_sizes(self, plan: TokenPlan) -> CacheSizes:
         geometry, mesh = self._model.geometry, self._mesh
-        counts, ulysses = self._deal(plan, StepKind.REFRESH).sequence_counts, mesh.size("ulysses")
+        every, ulysses = self._deal(plan, StepKind.REFRESH), mesh.size("ulysses")
         shard = mesh.index("kv") * ulysses
-        return CacheSizes(
-            layers=geometry.layers,
-            tokens=counts[mesh.index("sequence")],
-            shard_tokens=sum(counts[shard : shard + ulysses]),
-            heads=geometry.heads,
-            shard_heads=geometry.heads // ulysses,
-            head_dim=geometry.head_dim,
-        )
+
+        def sizes(layers: int, counts: tuple[int, ...]) -> CacheSizes:
+            return CacheSizes(
+                layers=layers,
+                tokens=counts[mesh.index("sequence")],
+                shard_tokens=sum(counts[shard : shard + ulysses]),
+                heads=geometry.heads,
+                shard_heads=geometry.heads // ulysses,
+                head_dim=geometry.head_dim,
+            )
+
+        second = sizes(geometry.second_layers, every.counts) if geometry.second_layers else None
+        return replace(sizes(geometry.layers, every.sequence_counts), second=second)
 
     def _step_record(
         self, state: State, index: int, kind: StepKind, deal: Deal, started: float

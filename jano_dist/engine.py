@@ -36,7 +36,7 @@ from jano_dist.models import (
 )
 from jano_dist.observe import NullObserver, Observer
 from jano_dist.policies import Policy, make_policy
-from jano_dist.runtime import pick_device, ranks_per_node, release, require_gang
+from jano_dist.runtime import pick_device, ranks_per_node, release, require_gang, since_launch
 from jano_dist.snapshot import NoSnapshots, Snapshot, Snapshots
 from jano_dist.telemetry import Sampler, gather_usage, gpu_uuid, open_sampler, refuse_shared_gpus
 from jano_dist.texts import Texts
@@ -151,21 +151,15 @@ class Engine:
         started = time.perf_counter()
         self.model: DiffusionModel = model or load_model(
             config.model.name,
-            dtype=config.model.dtype,
-            vae_dtype=config.model.vae_dtype,
-            vae_parallel=config.model.vae_parallel,
-            vae_tiling=config.model.vae_tiling,
-            max_sequence_length=config.model.max_sequence_length,
-            device=device,
-            mesh=self.mesh,
-            weights=config.model.weights,
-            experts=config.model.experts,
-            compile=config.model.compile,
+            **config.model.model_dump(exclude={"name", "lora", "lora_2"}),
             loras=config.model.loras,
             loras_2=config.model.loras_2,
+            device=device,
+            mesh=self.mesh,
             begin=lambda: (observer or NullObserver()).phase("load"),
         )
         self._load_seconds = time.perf_counter() - started
+        self._is_fresh = model is None  # until the first video
         self.kernel = kernel_for(config, geometry, device, kv=self.mesh.degrees.kv, dtype=self.model.dtype)
         self._denoiser = Denoiser(config, self.model, self.mesh, self.latent_shape, self.kernel)
         self._texts = Texts(self.model.encode)
@@ -281,6 +275,11 @@ class Engine:
         # The clone is an ordinary tensor; the one of inference mode could not be used in autograd.
         return Generation(frames, state.latent.clone(), record, levels.cpu().numpy())
 
+    def _start_seconds(self, state: State) -> float | None:
+        """From this rank's launch to its first step; None where it had made a video before, or no step."""
+        fresh, self._is_fresh = self._is_fresh, False
+        return since_launch(state.steps[0].began) if fresh and state.steps else None
+
     def _facts(self, prompt: str, config: Config) -> dict[str, Any]:
         """What tells this run from others, for its snapshots."""
         image = image_digest(config.sampling.image).hex()
@@ -362,6 +361,7 @@ class Engine:
         full = text + len(steps) * branch_flops(geometry, self.config, tokens, tokens)
         peak = torch.tensor(observe.peak_bytes(self.model.device))
         return {
+            "start_to_first_step_seconds": self._start_seconds(state),
             "device": observe.device_name(self.model.device),
             "versions": observe.versions(),
             "mesh": self.mesh.record(),

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 # Set by our launchers, which watch the ranks and speak for them: the process whose end ends a rank.
 SUPERVISOR = "JANO_DIST_SUPERVISOR"
 ATTEMPT = "JANO_DIST_ATTEMPT"  # how often they have been started before; torchrun has a word of its own
+LAUNCHED = "JANO_DIST_LAUNCHED"  # when that was, in Unix seconds
 TRACEBACK = "JANO_DIST_TRACEBACK"
 _AGENT = "TORCHELASTIC_RUN_ID"  # torchrun's
 

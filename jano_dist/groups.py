@@ -25,6 +25,8 @@ _ALONE = timedelta(hours=1)
 # Of the time-out, how long a group is tried out: NCCL's watchdog ends the process when all of it is over.
 _SHARE = 0.75
 _FEW = 8  # ranks that a sentence names one by one
+DECODERS = 8  # ranks that decode together: published, there is no gain beyond (docs/decisions.md)
+_RINGED = ("world", "node", "decode")  # groups that broadcast, gather and reduce
 
 # What NCCL's last error has in it, and what helps. The first that fits is said.
 _REMEDIES = (
@@ -63,7 +65,7 @@ def lines(degrees: Degrees) -> dict[str, list[list[int]]]:
 
 
 def form_groups(
-    degrees: Degrees, *, local_world: int, device: torch.device, limit: timedelta
+    degrees: Degrees, *, local_world: int, device: torch.device, limit: timedelta, decoders: int = DECODERS
 ) -> dict[str, Any]:
     """This rank's groups by name. All ranks call it together.
 
@@ -71,6 +73,8 @@ def form_groups(
 
     Args:
         limit: how long an exchange waits for the others. Given here because groups do not inherit it.
+        decoders: where there are more ranks, so many of the first have a group `decode` (None on the others),
+            which is that of all ranks otherwise.
 
     Raises:
         RunError: a group cannot exchange anything; the sentence names it and says why.
@@ -81,13 +85,18 @@ def form_groups(
         dim: dist.new_subgroups_by_enumeration(ranks, timeout=limit, backend=backend)[0]
         for dim, ranks in lines(degrees).items()
     }
+    if math.prod(degrees) > decoders:
+        first = [list(range(decoders))]
+        used["decode"] = dist.new_subgroups_by_enumeration(first, timeout=limit, backend=backend)[0]
     patience = max(limit, _ALONE)
     if local_world > 1:
         nodes = torch.arange(math.prod(degrees)).view(-1, local_world).tolist()
         used["node"] = dist.new_subgroups_by_enumeration(nodes, timeout=patience, backend=backend)[0]
-    for name, group in {"world": dist.group.WORLD, **used}.items():
+    own = {name: group for name, group in used.items() if group is not None}
+    for name, group in {"world": dist.group.WORLD, **own}.items():
         _try_out(name, group, device, _SHARE * limit.total_seconds())
     used.setdefault("sequence", used.get("kv") or used.get("ulysses"))
+    used.setdefault("decode", dist.group.WORLD)
     return {**used, "patient": dist.new_group(timeout=patience, backend="gloo")}
 
 
@@ -124,7 +133,7 @@ def _try_out(name: str, group: Any, device: torch.device, seconds: float) -> Non
     own = torch.tensor([dist.get_rank()], device=device)
 
     def exchange() -> list[int]:
-        if name in ("world", "node"):
+        if name in _RINGED:
             dist.broadcast(own, group=group, group_src=0)
             return own.tolist() * len(ranks)
         heard = own.repeat(len(ranks))
@@ -138,7 +147,7 @@ def _try_out(name: str, group: Any, device: torch.device, seconds: float) -> Non
         raise RunError(f"{_whose(name, ranks)} exchanged nothing within {seconds:g} s: {advice}") from error
     except RuntimeError as error:
         raise failure(error, name, ranks) from error
-    if heard != (ranks[:1] * len(ranks) if name in ("world", "node") else ranks):
+    if heard != (ranks[:1] * len(ranks) if name in _RINGED else ranks):
         raise RunError(
             f"{_whose(name, ranks)} received other numbers than were sent: see that the IOMMU is off, or "
             "set NCCL_P2P_DISABLE=1"

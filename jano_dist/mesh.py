@@ -22,7 +22,7 @@ from torch import Tensor
 
 from jano_dist.degrees import DIMS, Degrees
 from jano_dist.errors import UserError
-from jano_dist.groups import form_groups, loss
+from jano_dist.groups import DECODERS, form_groups, loss
 
 # `sequence` is kv x ulysses: all ranks that share a branch's tokens.
 Dim = Literal["cfg", "kv", "ulysses", "sequence"]
@@ -62,6 +62,7 @@ class Mesh:
             on every rank or does not divide `world`: every rank is then a node of its own.
         device: where the tensors of this rank lie.
         timeout_seconds: how long a collective waits for the other ranks.
+        decoders: most ranks that decode together, the first ones.
 
     Raises:
         UserError: the degrees do not multiply to the number of ranks.
@@ -79,6 +80,7 @@ class Mesh:
         local_world: int | None = None,
         device: torch.device = _CPU,
         timeout_seconds: float = 120,
+        decoders: int = DECODERS,
     ) -> None:
         self.degrees, self.device = Degrees(cfg, kv, ulysses), device
         self.world = ranks_started() if world is None else world
@@ -90,6 +92,7 @@ class Mesh:
             )
         self._sent, self._clock = 0, _Clock(device)
         self.local_world = self._agree(local_world)
+        self.decoders = min(decoders, self.world)
         self._groups = self._form(timeout_seconds) if self.world > 1 else None
 
     @classmethod
@@ -106,7 +109,13 @@ class Mesh:
     def _form(self, timeout_seconds: float) -> dict[str, Any]:
         limit = timedelta(seconds=timeout_seconds)
         with self.noticing_loss():
-            return form_groups(self.degrees, local_world=self.local_world, device=self.device, limit=limit)
+            return form_groups(
+                self.degrees,
+                local_world=self.local_world,
+                device=self.device,
+                limit=limit,
+                decoders=self.decoders,
+            )
 
     @property
     def is_coordinator(self) -> bool:
@@ -122,6 +131,11 @@ class Mesh:
     def world_group(self) -> Any:
         """All ranks, for libraries that bring their own collectives; they are not counted here."""
         return dist.group.WORLD
+
+    @property
+    def decode_group(self) -> Any:
+        """The ranks that decode together, the first `decoders`, for libraries; None on a rank beyond them."""
+        return None if self._groups is None else self._groups["decode"]
 
     def size(self, dim: Dim) -> int:
         """The degree of a dimension."""

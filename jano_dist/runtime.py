@@ -2,9 +2,12 @@
 
 import os
 import socket
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from pathlib import Path
 
 import psutil
 import torch
@@ -13,7 +16,7 @@ from torch.distributed import DistError, DistNetworkError, HashStore, PrefixStor
 
 from jano_dist.config import RuntimeConfig
 from jano_dist.errors import PeerLost, RunError, UserError
-from jano_dist.gang import Place, find_place, is_supervised, open_store
+from jano_dist.gang import LAUNCHED, Place, find_place, is_supervised, open_store
 from jano_dist.watch import Watch
 
 
@@ -57,6 +60,24 @@ def release(device: torch.device) -> None:
 def ranks_per_node() -> int:
     """How many ranks this machine has, as the launcher says; 1 where there is no gang."""
     return find_place().local_world
+
+
+def since_launch(moment: float) -> float:
+    """Seconds to a moment of `time.perf_counter` from when this rank was launched.
+
+    That is when our supervisor gave the order, so imports are part of it, or else when the process began.
+    """
+    launched = os.environ.get(LAUNCHED)
+    age = time.time() - float(launched) if launched else _process_age()
+    return age - (time.perf_counter() - moment)
+
+
+def _process_age() -> float:
+    """Seconds since this process began. Not psutil's on Linux, which is up to a second off."""
+    if sys.platform != "linux":
+        return time.time() - psutil.Process().create_time()
+    ticks = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - int(ticks) / os.sysconf("SC_CLK_TCK")
 
 
 def require_gang() -> None:

@@ -1,6 +1,7 @@
 """Frames to mp4 or, where there is one, to PNG, and back. Frames are `uint8 [T, H, W, 3]`, RGB."""
 
 import os
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -48,14 +49,19 @@ def write_video(path: Path, frames: npt.NDArray[np.uint8], fps: int) -> None:
         OSError: the encoder failed, for example on a full disk.
     """
     _check_frames(frames, fps)
+    height, width = frames.shape[1:3]
     partial = path.with_name(f".{path.stem}.{os.getpid()}.partial.mp4")
     try:
-        iio.imwrite(
-            partial, frames, plugin="FFMPEG", is_batch=True,
-            fps=fps, codec="libx264", quality=None, pixelformat="yuv420p", macro_block_size=1,
+        encoder = imageio_ffmpeg.write_frames(
+            partial, (width, height),
+            fps=fps, codec="libx264", quality=None, macro_block_size=1,
             output_params=["-crf", CRF, "-movflags", "+faststart", "-vf", BT709],
         )  # fmt: skip
-        # imageio does not look at the encoder's exit status.
+        with closing(encoder):  # which waits for it
+            encoder.send(None)
+            for frame in frames:
+                encoder.send(np.ascontiguousarray(frame))
+        # Nobody has looked at the encoder's exit status.
         written, _ = imageio_ffmpeg.count_frames_and_secs(str(partial))
         if written != len(frames):
             raise OSError(f"{path}: the encoder kept {written} of {len(frames)} frames; is the disk full?")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from jano_dist.errors import RunError, UserError
 from jano_dist.gang import (
     ATTEMPT,
+    LAUNCHED,
     Cause,
     behind,
     cause_of,
@@ -151,6 +152,7 @@ class Supervised:
                     "MASTER_PORT": str(listener.getsockname()[1]),
                     "TORCHELASTIC_USE_AGENT_STORE": "True",  # no rank hosts the store
                     ATTEMPT: str(starts),
+                    LAUNCHED: str(time.time()),
                 }
                 self._gang.start(self._arguments, environment)
                 self.store = _host(listener)

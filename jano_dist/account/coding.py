@@ -3,6 +3,7 @@
 import torch
 
 from jano_dist.config import Config
+from jano_dist.groups import DECODERS
 from jano_dist.models.sizes import ModelSizes
 
 Parts = dict[str, int]
@@ -36,15 +37,15 @@ def decoding(sizes: ModelSizes, config: Config, world: int, *, gpu: bool) -> Par
 
     With c channels there, each pixel of the picture takes 30 c for a chunk of 4 frames on its way, and
     25 c for two frames of every convolution's input (all stages), kept for the next chunk. The sum is
-    measured with PyTorch's memory profiler. DistVAE gives each rank a band of the rows. cuDNN computes with
-    channels last, and turns a convolution's input (4 frames and the 2 before) and its output (4) in a
-    workspace: 10 c. That is read, not measured.
+    measured with PyTorch's memory profiler. DistVAE gives each rank (`DECODERS` at most) a band of the rows.
+    cuDNN computes with channels last, and turns a convolution's input (4 frames and the 2 before) and its
+    output (4) in a workspace: 10 c. That is read, not measured.
     """
     video, tiles = config.video, config.model.vae_tiling
     pixels, element = video.height * video.width, vae_element(config)
     images = sizes.geometry.images
     spread = config.model.vae_parallel == "auto" and not tiles and not images
-    area = pixels // world if spread else pixels
+    area = pixels // min(world, DECODERS) if spread else pixels
     whole = video.frames * 3 * pixels * element
     if tiles:
         area = min(video.height, _TILE) * min(video.width, _TILE)
@@ -54,5 +55,5 @@ def decoding(sizes: ModelSizes, config: Config, world: int, *, gpu: bool) -> Par
         "VAE activations": 30 * per_pixel * area,
         "VAE frame cache": 0 if images else 25 * per_pixel * area,
         **({"cuDNN workspace": (2 if images else 10) * per_pixel * area} if gpu else {}),
-        "frames": 3 * whole + overlapping,  # as decoded, joined, and scaled to 0..1
+        "frames": 2 * whole + overlapping,  # as decoded, and joined; what becomes of them is a few at a time
     }

@@ -9,36 +9,32 @@ e bytes per element.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 
+from jano_dist.account.caches import (
+    Taken,
+    block_cache_bytes,
+    cache_bytes,
+    host_cache_bytes,
+    own_rows,
+    shard_rows,
+    working_bytes,
+)
 from jano_dist.account.coding import Parts, decoding, encoding, vae_element
 from jano_dist.config import CacheConfig, Config
-from jano_dist.config.policies import (
-    KV_POLICIES,
-    BroadcastPolicyConfig,
-    FirstBlockPolicyConfig,
-    MagCachePolicyConfig,
-    PolicyConfig,
-    TaylorSeerPolicyConfig,
-    TeaCachePolicyConfig,
-    ToCaPolicyConfig,
-)
+from jano_dist.config.policies import KV_POLICIES
 from jano_dist.degrees import Degrees
 from jano_dist.geometry import Geometry
-from jano_dist.groups import lines
+from jano_dist.groups import DECODERS, lines
 from jano_dist.models.sizes import ModelSizes
 from jano_dist.pinned import exact_sizes, pinned_bytes
 
-_SCALE = 4  # bytes of the float32 scale of an 8-bit row
 # NCCL's buffers on a GPU, read and not measured: the rings of a group that broadcasts; and what all-to-all
 # takes per peer (3.3 GB for 7 of them on H100, github.com/NVIDIA/nccl/issues/1685); more are no node's.
 _RINGS, _PEER, _MOST_PEERS = 2**29, 450 * 2**20, 7
-
-Taken = Callable[[int], int]  # bytes of a tensor -> bytes that it takes in host memory
 
 
 @dataclass(frozen=True)
@@ -110,81 +106,15 @@ def model_elements(sizes: ModelSizes, config: Config) -> tuple[int, int]:
     return element, element
 
 
-def own_rows(rows: int, degrees: Degrees, rank: int = 0) -> int:
-    """How many of the first `rows` tokens of the plan a rank has; position p is rank p % S."""
-    ranks = degrees.kv * degrees.ulysses
-    return max(0, -(-(rows - rank % ranks) // ranks))
-
-
-def shard_rows(rows: int, degrees: Degrees, rank: int = 0) -> int:
-    """How many of them the ranks of its Ulysses group have together."""
-    sequence = rank % (degrees.kv * degrees.ulysses)
-    first = sequence - sequence % degrees.ulysses
-    return sum(own_rows(rows, degrees, first + index) for index in range(degrees.ulysses))
-
-
-def _kept(
-    geometry: Geometry, tokens: int, degrees: Degrees, cache: CacheConfig, rank: int
-) -> tuple[int, int]:
-    """Elements and (row, head) pairs that one layer of a branch keeps."""
-    if cache.kind == "hidden":
-        rows = own_rows(tokens, degrees, rank) * geometry.heads
-    else:
-        rows = 2 * shard_rows(tokens, degrees, rank) * geometry.heads // degrees.ulysses
-    return rows * geometry.head_dim, rows
-
-
-def cache_bytes(
-    geometry: Geometry, tokens: int, degrees: Degrees, cache: CacheConfig, element: int, rank: int = 0
-) -> int:
-    """Bytes that one branch's cache keeps on a rank.
-
-    kv: 2 L N_s h D e, hidden: L N_r W e; in 8 bits D + 4 bytes for every row and head instead of D e.
-    """
-    return geometry.layers * _layer_bytes(geometry, tokens, degrees, cache, element, rank)
-
-
-def _layer_bytes(
-    geometry: Geometry, tokens: int, degrees: Degrees, cache: CacheConfig, element: int, rank: int
-) -> int:
-    elements, rows = _kept(geometry, tokens, degrees, cache, rank)
-    return elements + rows * _SCALE if cache.dtype == "fp8" else elements * element
-
-
-def host_cache_bytes(
-    geometry: Geometry, tokens: int, degrees: Degrees, cache: CacheConfig, element: int, taken: Taken
-) -> int:
-    """What one branch's cache takes in host memory, tensor by tensor."""
-    elements, rows = _kept(geometry, tokens, degrees, cache, 0)
-    tensors = 1 if cache.kind == "hidden" else 2
-    parts = [elements, rows * _SCALE] if cache.dtype == "fp8" else [elements * element]
-    return geometry.layers * tensors * sum(taken(part // tensors) for part in parts)
-
-
 def nccl_bytes(degrees: Degrees) -> int:
     """What NCCL takes on a GPU for the groups of a mesh (`form_groups`), estimated: rings of the world and of
-    the node, and every peer along a dimension."""
-    if math.prod(degrees) == 1:
+    the node, of those that decode where they are not the world, and every peer along a dimension."""
+    world = math.prod(degrees)
+    if world == 1:
         return 0
     sizes = [len(ranks[0]) for ranks in lines(degrees).values()]
-    return 2 * _RINGS + sum(min(size - 1, _MOST_PEERS) for size in sizes) * _PEER
-
-
-def working_bytes(
-    geometry: Geometry, tokens: int, degrees: Degrees, cache: CacheConfig, element: int, rank: int = 0
-) -> int:
-    """Bytes of the buffers on the accelerator in which all layers of all branches take turns.
-
-    8 bits: one layer in the native dtype. Host memory: two layers as they are kept, one in use and one
-    arriving. hidden: the rotary table, complex64, N_r D / 2.
-    """
-    elements, _ = _kept(geometry, tokens, degrees, cache, rank)
-    total = elements * element if cache.dtype == "fp8" else 0
-    if cache.device == "cpu":
-        total += 2 * _layer_bytes(geometry, tokens, degrees, cache, element, rank)
-    if cache.kind == "hidden":
-        total += own_rows(tokens, degrees, rank) * geometry.head_dim * 4
-    return total
+    rings = 3 if world > DECODERS else 2
+    return rings * _RINGS + sum(min(size - 1, _MOST_PEERS) for size in sizes) * _PEER
 
 
 def caches_anything(config: Config) -> bool:
@@ -193,30 +123,6 @@ def caches_anything(config: Config) -> bool:
     if not isinstance(policy, KV_POLICIES):  # those that reuse parts of blocks: see `block_cache_bytes`
         return False
     return policy.warmup < config.sampling.steps
-
-
-def block_cache_bytes(
-    geometry: Geometry, policy: PolicyConfig, rows: int, branches: int, element: int
-) -> int:
-    """Bytes that a rank with `rows` tokens keeps inside the blocks, all its branches together.
-
-    In hidden states (rows W e): one residual per branch, with fbcache the first block's too; in every layer
-    the outputs of attention (pab), of all three parts (toca, and 16 bytes per token of scores and ages), or
-    with their differences up to the order (taylorseer).
-    """
-    hidden, layers = rows * geometry.width * element, geometry.layers
-    match policy:
-        case TeaCachePolicyConfig() | MagCachePolicyConfig():
-            return branches * hidden
-        case FirstBlockPolicyConfig():
-            return (branches + 1) * hidden
-        case TaylorSeerPolicyConfig():
-            return branches * layers * 3 * (policy.order + 1) * hidden
-        case BroadcastPolicyConfig():
-            return branches * layers * 2 * hidden
-        case ToCaPolicyConfig():
-            return branches * layers * (3 * hidden + 16 * rows)
-    return 0
 
 
 def text_bytes(geometry: Geometry, text_tokens: int, element: int) -> int:
@@ -242,6 +148,7 @@ def memory_of(sizes: ModelSizes, config: Config, degrees: Degrees, *, gpu: bool 
     element, text_element = model_elements(sizes, config)
     tokens, branches = sequence_length(geometry, config), branches_on_rank(geometry, config, degrees)
     text_tokens = geometry.text_tokens(config.model.max_sequence_length)
+    joint = geometry.joint_tokens(config.model.max_sequence_length)
     # DistVAE works on a copy of its own.
     spread = math.prod(degrees) > 1 and config.model.vae_parallel == "auto" and not geometry.images
     vae = sizes.vae * vae_element(config) * (2 if spread else 1)
@@ -249,10 +156,11 @@ def memory_of(sizes: ModelSizes, config: Config, degrees: Degrees, *, gpu: bool 
     here, offloaded = _weights(sizes, config, math.prod(degrees), element, taken)
     kept = in_host = working = 0
     if geometry.regions and caches_anything(config):
-        kept = branches * cache_bytes(geometry, tokens, degrees, cache, element)
-        working = working_bytes(geometry, tokens, degrees, cache, element)
+        kept = branches * cache_bytes(geometry, tokens, degrees, cache, element, text=joint)
+        working = working_bytes(geometry, tokens, degrees, cache, element, text=joint)
     if kept and cache.device == "cpu":
-        kept, in_host = 0, branches * host_cache_bytes(geometry, tokens, degrees, cache, element, taken)
+        in_host = branches * host_cache_bytes(geometry, tokens, degrees, cache, element, taken, text=joint)
+        kept = 0
     inside = block_cache_bytes(geometry, config.policy, own_rows(tokens, degrees), branches, element)
     pictured = branches * picture_bytes(geometry, element)
     libraries = {"NCCL": nccl_bytes(degrees)} if gpu and math.prod(degrees) > 1 else {}
@@ -302,8 +210,8 @@ def _placed(sizes: ModelSizes, config: Config, world: int, element: int, taken: 
     What passes by: two layers, one in use and the next arriving, and what is outside of the layers. With
     fsdp it comes on top of a rank's share, with group_offload all of the transformer is in host memory.
     """
-    whole, layer = sizes.transformer.nbytes(element), sizes.layer.nbytes(element)
-    passing = whole - (sizes.geometry.layers - 2) * layer
+    whole, layers = sizes.transformer.nbytes(element), [each.nbytes(element) for each in sizes.layers]
+    passing = whole - sum(layers) + 2 * max(layers)
     if config.model.weights == "fsdp" and world > 1:
         return -(-whole // world) + passing, 0
     if config.model.weights == "group_offload":

@@ -15,8 +15,9 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from jano_dist.account.caches import cache_bytes
 from jano_dist.account.machines import Link, Machine
-from jano_dist.account.memory import cache_bytes, model_elements, sequence_length
+from jano_dist.account.memory import model_elements, sequence_length
 from jano_dist.account.work import StepWork
 from jano_dist.config import CacheConfig, Config
 from jano_dist.degrees import Degrees
@@ -70,15 +71,17 @@ def step_seconds(
     """
     geometry, element = sizes.geometry, model_elements(sizes, config)[0]
     peers = peers_of(degrees, local_world)
-    weights = geometry.layers * sizes.layer.nbytes(element)
+    weights = sum(layer.nbytes(element) for layer in sizes.layers)
     # What attention reads does not depend on how it is kept.
-    keys = cache_bytes(geometry, sequence_length(geometry, config), degrees, CacheConfig(), element)
+    joint = geometry.joint_tokens(config.model.max_sequence_length)
+    every = sequence_length(geometry, config)
+    keys = cache_bytes(geometry, every, degrees, CacheConfig(), element, text=joint)
     values = work.forwards * geometry.layers * work.rank_rows * geometry.width
     products = (work.rank_flops - work.rank_attention) / machine.gemm
     attention = max(work.rank_attention / machine.attention, work.forwards * keys / machine.memory)
     kv = exchange_seconds(work.sent.kv, work.calls.kv, peers["kv"], machine)
     if kv and machine.overlaps:
-        kv = waited_for(kv, attention, work.calls.kv // (2 * geometry.layers * work.forwards))
+        kv = waited_for(kv, attention, work.calls.kv // (2 * geometry.attentions * work.forwards))
     partners = Peers(*(sum(pair) for pair in zip(peers["cfg"], peers["sequence"], strict=True)))
     return StepSeconds(
         products=max(products, work.forwards * weights / machine.memory),

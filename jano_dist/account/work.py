@@ -5,14 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from jano_dist.account.memory import (
-    branches_on_rank,
-    caches_anything,
-    model_elements,
-    own_rows,
-    shard_rows,
-    token_count,
-)
+from jano_dist.account.caches import own_rows, shard_rows
+from jano_dist.account.memory import branches_on_rank, caches_anything, model_elements, token_count
 from jano_dist.attention.distributed import chunk_rows
 from jano_dist.config import CHOOSING, Config, JanoPolicyConfig, UniformPolicyConfig
 from jano_dist.degrees import Degrees
@@ -194,18 +188,19 @@ def sent_bytes(sizes: ModelSizes, config: Config, degrees: Degrees, rows: int, *
     own, shard = own_rows(every, degrees, rank), shard_rows(every, degrees, rank)
     with_kv = own_rows(kv_rows(config, every, tokens), degrees, rank)
     row = geometry.width // ulysses * element  # of the heads of one rank
-    forwards = geometry.layers * branches_on_rank(sizes.geometry, config, degrees)
-    exchange = (own + 2 * with_kv) * row * (ulysses - 1) + (shard - own) * row
-    partial = row + geometry.heads // ulysses * _LSE
-    resident = shard * row * (kv - 1) + (every - shard) * partial
-    output = (
-        _own_video(geometry, config, rows, degrees, rank)
-        * geometry.row_width
-        * element
-        * (cfg - 1 + kv * ulysses - 1)
-    )
-    ring = 2 * shard_rows(tokens, degrees, rank) * row * (kv - 1)
-    return Sent(forwards * exchange, forwards * resident, output, forwards * ring)
+    branches, partial = branches_on_rank(geometry, config, degrees), row + geometry.heads // ulysses * _LSE
+    exchange = resident = ring = 0
+    # Second attentions leave out the text, which is dealt before the rest.
+    for layers, less in ((geometry.layers, 0), (geometry.second_layers, joint)):
+        own_less, shard_less = own_rows(less, degrees, rank), shard_rows(less, degrees, rank)
+        n_r, n_s, n = own - own_less, shard - shard_less, every - less
+        forwards = layers * branches
+        exchange += forwards * row * ((n_r + 2 * (with_kv - own_less)) * (ulysses - 1) + n_s - n_r)
+        resident += forwards * (n_s * row * (kv - 1) + (n - n_s) * partial)
+        ring += forwards * 2 * (shard_rows(tokens, degrees, rank) - shard_less) * row * (kv - 1)
+    video = _own_video(geometry, config, rows, degrees, rank)
+    output = video * geometry.row_width * element * (cfg - 1 + kv * ulysses - 1)
+    return Sent(exchange, resident, output, ring)
 
 
 def _chosen(config: Config, tokens: int) -> tuple[Counter[StepKind], int]:
@@ -229,14 +224,15 @@ def collectives(sizes: ModelSizes, config: Config, degrees: Degrees, rows: int, 
     step the swap between branches and the gather.
     """
     cfg, kv, ulysses = degrees
-    layers = sizes.geometry.layers * branches_on_rank(sizes.geometry, config, degrees)
+    geometry, branches = sizes.geometry, branches_on_rank(sizes.geometry, config, degrees)
     tokens = token_count(sizes.geometry, config)
     apart = kv_rows(config, rows, tokens) != rows
-    joint = sizes.geometry.joint_tokens(config.model.max_sequence_length)
-    chunks = max(1, -(-(joint + rows) // chunk_rows(device)))
+    joint, at_a_time = geometry.joint_tokens(config.model.max_sequence_length), chunk_rows(device)
+    first, second = (max(1, -(-each // at_a_time)) for each in (joint + rows, rows))
+    chunks = geometry.layers * first + geometry.second_layers * second
     return Calls(
-        ulysses=layers * (3 if apart else 2) if ulysses > 1 else 0,
-        kv=layers * 2 * chunks if kv > 1 else 0,
+        ulysses=geometry.attentions * branches * (3 if apart else 2) if ulysses > 1 else 0,
+        kv=branches * 2 * chunks if kv > 1 else 0,
         output=(cfg > 1) + (kv * ulysses > 1),
     )
 

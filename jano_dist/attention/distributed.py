@@ -40,14 +40,19 @@ def chunk_rows(device: str) -> int:
 class Attend(Protocol):
     """Self-attention of one step. One object serves all layers of a forward."""
 
-    def __call__(self, q_nhd: Tensor, k_nhd: Tensor, v_nhd: Tensor, kv: LayerKV) -> Tensor:
+    def __call__(
+        self, q_nhd: Tensor, k_nhd: Tensor, v_nhd: Tensor, kv: LayerKV, *, text: bool = True
+    ) -> Tensor:
         """This rank's rows [n_r, H, D] three times -> [n_r, H, D]. Writes to `kv`.
 
         Keys and values may be of more rows than queries are, where the layer's cache says so.
+
+        Args:
+            text: False in a joint model's second attention, to which text rows do not come.
         """
 
 
-def attend_locally(q_nhd: Tensor, k_nhd: Tensor, v_nhd: Tensor, kv: LayerKV) -> Tensor:
+def attend_locally(q_nhd: Tensor, k_nhd: Tensor, v_nhd: Tensor, kv: LayerKV, *, text: bool = True) -> Tensor:
     """All rows are this rank's own, and PyTorch attends."""
     return TORCH.attention(q_nhd, *kv.update(k_nhd, v_nhd, ((0, 0, len(k_nhd)),)))
 
@@ -62,6 +67,7 @@ class SequenceAttention:
         moves: where the keys and values of this rank's shard go in the cache (`Deal.moves`).
         chunk_rows: queries of all shards that are sent at a time; see `chunk_rows`.
         kernel: that attends.
+        second: attention of the rows without those of the text, where the model asks for it.
     """
 
     def __init__(
@@ -73,13 +79,18 @@ class SequenceAttention:
         *,
         chunk_rows: int,
         kernel: Kernel = TORCH,
+        second: Attend | None = None,
     ) -> None:
         self._ulysses = Ulysses(mesh, _of_shard(mesh, counts), _of_shard(mesh, kv_counts))
         resident = mesh.size("kv") > 1
         self._core = KVResident(mesh, counts, chunk_rows, kernel) if resident else kernel.attention
-        self._moves = moves
+        self._moves, self._second = moves, second
 
-    def __call__(self, q_nhd: Tensor, k_nhd: Tensor, v_nhd: Tensor, kv: LayerKV) -> Tensor:
+    def __call__(
+        self, q_nhd: Tensor, k_nhd: Tensor, v_nhd: Tensor, kv: LayerKV, *, text: bool = True
+    ) -> Tensor:
+        if not text and self._second is not None:
+            return self._second(q_nhd, k_nhd, v_nhd, kv)
         q, k, v = self._ulysses.to_heads(q_nhd, k_nhd, v_nhd)
         return self._ulysses.to_rows(self._core(q, *kv.update(k, v, self._moves)))
 

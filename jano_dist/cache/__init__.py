@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from jano_dist.cache.base import Cache, LayerKV, Moves, NoCache, Rope, untraced
+from jano_dist.cache.base import Cache, Joined, LayerKV, Moves, NoCache, Rope, untraced
 from jano_dist.cache.hidden import HiddenCache
 from jano_dist.cache.kv import KVCache
 from jano_dist.cache.rows import Keeping, Workspace
@@ -34,6 +34,7 @@ class CacheSizes:
         tokens: this rank's own. shard_tokens: those of the ranks of its Ulysses group.
         heads: of the model. shard_heads: this rank's under Ulysses.
         head_dim: elements per head.
+        second: of second attentions, where the transformer has them; their layers come after the others.
     """
 
     layers: int
@@ -42,6 +43,7 @@ class CacheSizes:
     heads: int
     shard_heads: int
     head_dim: int
+    second: "CacheSizes | None" = None
 
 
 def make_caches(
@@ -53,6 +55,17 @@ def make_caches(
         kind: `kv` or `hidden`. keeping: in which format, and where.
         dtype: of the computed rows. device: where they are computed.
     """
+    caches, nbytes = _alike(kind, keeping, sizes, branches, dtype, device)
+    if sizes.second is None:
+        return caches, nbytes
+    more, more_bytes = _alike(kind, keeping, sizes.second, branches, dtype, device)
+    return [Joined(*pair) for pair in zip(caches, more, strict=True)], nbytes + more_bytes
+
+
+def _alike(
+    kind: str, keeping: Keeping, sizes: CacheSizes, branches: int, dtype: torch.dtype, device: torch.device
+) -> tuple[list[Cache], int]:
+    """The same of layers that keep the same tokens."""
     tokens, heads, dim = sizes.shard_tokens, sizes.shard_heads, sizes.head_dim
     if kind == "kv":
         space = Workspace(2, (tokens, heads, dim), dtype, device, keeping)

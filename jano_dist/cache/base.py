@@ -56,6 +56,15 @@ class Cache(Protocol):
         """Bytes kept."""
 
 
+class Joined:
+    """Two caches of a branch as one: the layers of the first, then those of the second."""
+
+    def __init__(self, first: Cache, second: Cache) -> None:
+        self.projects_all = first.projects_all
+        self.layers = [*first.layers, *second.layers]
+        self.nbytes = first.nbytes + second.nbytes
+
+
 class _Fresh:
     """Keeps nothing: attention sees just what the step computed."""
 

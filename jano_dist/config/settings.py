@@ -25,7 +25,7 @@ class ModelConfig(Frozen):
     )
     vae_dtype: Literal["float32", "bfloat16"] = "float32"
     vae_parallel: Literal["auto", "single"] = Field(
-        "auto", description="who decodes: all ranks, or the coordinator alone"
+        "auto", description="who decodes: the first ranks, 8 at most, or the coordinator alone"
     )
     weights: Literal["replicated", "fsdp", "group_offload"] = Field(
         "replicated",

@@ -20,6 +20,7 @@ class Geometry(ABC):
         vae_stride: pixels per latent position, along (T, H, W). patch: positions per token.
         layers: with self-attention, each of `heads` heads of `head_dim`. ffn_dim: inside a layer's FFN.
         text_dim: of a text embedding. time_dim: of the sinusoidal timestep embedding.
+        second_layers: how many of the layers have a second attention, of the tokens without the text.
         joint: whether text tokens are part of the sequence. Then every step computes them all.
         guidance: `free`: classifier-free, two branches above 1; `embedded`: an input of the model; `none`.
         experts: transformers that take turns by noise level: below `boundary`, a share of 1000 timesteps, the
@@ -47,6 +48,7 @@ class Geometry(ABC):
     ffn_dim: int
     text_dim: int
     time_dim: int
+    second_layers: int = 0
     joint: bool = False
     guidance: Literal["free", "embedded", "none"] = "free"
     experts: int = 1
@@ -67,6 +69,11 @@ class Geometry(ABC):
     def width(self) -> int:
         """Hidden size, heads x head_dim."""
         return self.heads * self.head_dim
+
+    @property
+    def attentions(self) -> int:
+        """Self-attentions of a forward, each of which keeps keys and values."""
+        return self.layers + self.second_layers
 
     @property
     def patch_positions(self) -> int:

@@ -12,7 +12,7 @@ Configs = Mapping[str, Mapping[str, Any]]
 # Fields that are no sizes, or may be 0.
 _WORDS = (
     *("joint", "guidance", "images", "needs_image", "first_frame"),
-    *("condition_channels", "image_tokens", "image_dim", "boundary"),
+    *("condition_channels", "image_tokens", "image_dim", "boundary", "second_layers"),
 )
 
 

@@ -15,6 +15,7 @@ FLUX: dict[str, Any] = {
 SD3: dict[str, Any] = {
     "in_channels": 16, "out_channels": 16, "patch_size": 2, "num_layers": 18, "attention_head_dim": 64,
     "num_attention_heads": 18, "joint_attention_dim": 4096, "pooled_projection_dim": 2048,
+    "dual_attention_layers": (),
 }  # fmt: skip
 VAE: dict[str, Any] = {"block_out_channels": (64,)}
 _CLIP_TOKENS = 77  # that SD3 puts before those of T5
@@ -46,6 +47,7 @@ class JointGeometry(Geometry):
         with_kv = rows if kv_rows is None else kv_rows
         per_row = 4 * d * d + 4 * d * self.ffn_dim  # q, output and FFN
         products = self.layers * ((rows + text) * per_row + (with_kv + text) * 4 * d * d)
+        products += self.second_layers * (rows + with_kv) * 4 * d * d
         attention = self.attention_flops(rows, tokens, text_tokens, text_rows=text_rows)
         return products + attention + self._outer_flops(rows, tokens, text_tokens) - self._idle_flops(text)
 
@@ -53,7 +55,8 @@ class JointGeometry(Geometry):
         self, rows: int, tokens: int, text_tokens: int, *, text_rows: int | None = None
     ) -> int:
         text = text_tokens if text_rows is None else text_rows
-        return self.layers * 4 * (rows + text) * self.width * (tokens + text_tokens)
+        both = self.layers * (rows + text) * (tokens + text_tokens) + self.second_layers * rows * tokens
+        return 4 * self.width * both
 
     def text_flops(self, text_tokens: int) -> int:
         """Nothing of the text is constant over the steps."""
@@ -80,13 +83,14 @@ class JointGeometry(Geometry):
 
 @dataclass(frozen=True)
 class StableDiffusion3Geometry(JointGeometry):
-    """The last layer's text has queries, keys and values, but no output: 2 modulations, no FFN."""
+    """The last layer's text has queries, keys and values, but no output: 2 modulations, no FFN. A second
+    attention has 3 modulations of its own."""
 
     def text_tokens(self, max_sequence_length: int) -> int:
         return _CLIP_TOKENS + max_sequence_length
 
     def _modulations(self) -> int:
-        return super()._modulations() - 4
+        return super()._modulations() - 4 + 3 * self.second_layers
 
     def _idle_flops(self, text_rows: int) -> int:
         return text_rows * (2 * self.width**2 + 4 * self.width * self.ffn_dim)
@@ -124,6 +128,7 @@ def sd3_geometry(configs: Configs) -> Geometry:
         layers=transformer["num_layers"],
         **_sizes(transformer),
         double=transformer["num_layers"],
+        second_layers=len(set(transformer["dual_attention_layers"]) & set(range(transformer["num_layers"]))),
     )
     return check_sizes(geometry)
 

@@ -181,5 +181,13 @@ KNOWN: dict[str, dict[str, dict[str, Any]]] = {
         pos_embed_max_size=192,
         qk_norm="rms_norm",
     ),
+    "stabilityai/stable-diffusion-3.5-medium": _sd3(
+        num_layers=24,
+        num_attention_heads=24,
+        caption_projection_dim=1536,
+        pos_embed_max_size=384,
+        qk_norm="rms_norm",
+        dual_attention_layers=tuple(range(13)),
+    ),
     "maxin-cn/Latte-1": _LATTE,
 }

@@ -7,7 +7,8 @@ behind. Text rows are computed in every step; in attention and in the cache they
     Flux: x_embedder, context_embedder, pos_embed (rotary tables)  output  -> pick rows
     SD3:  pos_embed (which embeds the patches), context_embedder   output  -> pick rows
           proj_out                                                 output  -> the result, [n, P]
-    attn of every block -> attention of text and image rows through the cache
+    attn of every block         -> attention of text and image rows through the cache
+    attn2, where SD3.5 has one  -> the same of image rows alone, through layers that come after all others
 
 Shapes: N image tokens, n computed ones, L text tokens, m computed ones, H heads, D head dimension, W = H D.
 """
@@ -74,6 +75,19 @@ class JointAttention:
         return self.attend(q_nhd, k_nhd, v_nhd, self.kv)
 
 
+class SecondAttention(JointAttention):
+    """Processor of a block's `attn2`: image rows attend to all image rows."""
+
+    def __call__(self, attn: Any, hidden_states: Tensor, *none: Any, **nothing: Any) -> Tensor:
+        """[1, n, W] -> the same. Writes to `self.kv`."""
+        projected: Tensor = attn.to_out[0](super().__call__(attn, hidden_states))
+        return projected
+
+    @untraced
+    def _attended(self, q_nhd: Tensor, k_nhd: Tensor, v_nhd: Tensor) -> Tensor:
+        return self.attend(q_nhd, k_nhd, v_nhd, self.kv, text=False)
+
+
 def _turned(x_nhd: Tensor, rope: Rope) -> Tensor:
     return rotate(x_nhd, rope) if rope.is_complex() else x_nhd
 
@@ -103,9 +117,12 @@ class JointTransformer(ABC):
     def __init__(self, transformer: Any) -> None:
         self.module = transformer
         self._call: _Call
-        self._attention = [JointAttention() for _ in repeated_blocks(transformer)]
-        for block, processor in zip(repeated_blocks(transformer), self._attention, strict=True):
-            block.attn.set_processor(processor)  # type: ignore[operator, union-attr]
+        blocks = repeated_blocks(transformer)
+        second = [block.attn2 for block in blocks if getattr(block, "attn2", None) is not None]
+        self._attention = [*(JointAttention() for _ in blocks), *(SecondAttention() for _ in second)]
+        modules = [*(block.attn for block in blocks), *second]
+        for module, processor in zip(modules, self._attention, strict=True):
+            module.set_processor(processor)  # type: ignore[operator, union-attr]
         transformer.context_embedder.register_forward_hook(self._pick_text)
         transformer.proj_out.register_forward_hook(self._take_output)
         self._hook()

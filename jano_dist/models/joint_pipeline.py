@@ -17,6 +17,7 @@ from jano_dist.models.base import Branch, Conditions
 from jano_dist.models.folder import Parts
 from jano_dist.models.joint import FluxTransformer, JointTransformer, StableDiffusion3Transformer
 from jano_dist.models.loading import Adapter, Held
+from jano_dist.models.pixels import to_frames
 from jano_dist.models.text import TextEncoder, to_dtype
 from jano_dist.tokens.grid import Shape3
 
@@ -98,8 +99,7 @@ class ImageModel(ABC):
         vae = self._pipeline.vae
         scaled = latent[:, 0].unsqueeze(0).to(vae.dtype) / vae.config.scaling_factor
         image = vae.decode(scaled + (vae.config.shift_factor or 0), return_dict=False)[0]
-        frames: np.ndarray = self._pipeline.image_processor.postprocess(image.float(), output_type="np")
-        return (frames * 255).round().astype(np.uint8)
+        return to_frames(image.transpose(0, 1))  # one frame
 
 
 class FluxModel(ImageModel):
@@ -156,14 +156,8 @@ def check_flux(parts: Parts) -> None:
 
 
 def check_sd3(parts: Parts) -> None:
-    """Raise UserError for a VAE of another latent, or layers with a second attention."""
-    config = parts.skeletons["transformer"].config
-    if config.dual_attention_layers:
-        raise UserError(
-            f"{parts.source} has layers with a second attention (SD3.5 medium), which are not supported: "
-            "give SD3 medium or SD3.5 large"
-        )
-    _check_latent(parts, config.in_channels)
+    """Raise UserError for a VAE of another latent."""
+    _check_latent(parts, parts.skeletons["transformer"].config.in_channels)
 
 
 def _check_latent(parts: Parts, channels: int) -> None:

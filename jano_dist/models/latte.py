@@ -22,6 +22,7 @@ from jano_dist.mesh import Mesh
 from jano_dist.models.base import TEXT_LENGTH, Branch, Conditions
 from jano_dist.models.folder import Parts, sentence
 from jano_dist.models.loading import Adapter, Held
+from jano_dist.models.pixels import to_frames
 from jano_dist.models.quiet import quiet
 from jano_dist.models.text import TextEncoder, to_dtype
 from jano_dist.tokens.grid import Shape3
@@ -128,9 +129,7 @@ class LatteModel:
         if not mesh.is_coordinator:
             return np.zeros((0, height * stride_h, width * stride_w, 3), np.uint8)
         given = latent[None].to(pipeline.vae.dtype)
-        video = pipeline.decode_latents(given, frames, decode_chunk_size=1)
-        pixels: np.ndarray = pipeline.video_processor.postprocess_video(video, output_type="np")[0]
-        return (pixels * 255).round().astype(np.uint8)
+        return to_frames(pipeline.decode_latents(given, frames, decode_chunk_size=1)[0])
 
 
 class LatteText(TextEncoder):

@@ -50,7 +50,7 @@ class ModelSizes:
 
     Attributes:
         geometry: see `Geometry`.
-        transformer: all of it. layer: its largest layer.
+        transformer: all of it. layers: its layers, which may differ in size.
         text_encoder: number of parameters. image_encoder, vae: the same.
         vae_channels: of the decoder at full resolution (at lower ones it has more).
         stored_elements: bytes per parameter in the files of transformer and text encoder.
@@ -59,7 +59,7 @@ class ModelSizes:
 
     geometry: Geometry
     transformer: Parameters
-    layer: Parameters
+    layers: tuple[Parameters, ...]
     text_encoder: int
     image_encoder: int
     vae: int
@@ -90,9 +90,7 @@ def read_sizes(name: str, *, local: bool = False) -> ModelSizes:
     return ModelSizes(
         geometry=parts.geometry,
         transformer=_count(transformer, transformer),
-        layer=max(
-            (_count(block, transformer) for block in repeated_blocks(transformer)), key=lambda own: own.plain
-        ),
+        layers=tuple(_count(block, transformer) for block in repeated_blocks(transformer)),
         text_encoder=_encoders(parts, "text_encoder"),
         image_encoder=_encoders(parts, "image_encoder"),
         vae=_count(vae).plain,
@@ -115,10 +113,13 @@ def _decoder_channels(vae: Any) -> int:
 
 
 def _count(module: nn.Module, owner: Any = None) -> Parameters:
-    """Parameters of a module; `owner` is the model whose class says what stays in float32."""
+    """Parameters of a module, and tables that lie in its files; `owner` is the model whose class says what
+    stays in float32."""
     kept = set(getattr(owner, "_keep_in_fp32_modules", None) or ())
     sizes: tuple[list[int], list[int]] = ([], [])
-    for name, parameter in module.named_parameters():
+    stored = module.state_dict().keys()
+    tables = [each for each in module.named_buffers() if each[0] in stored]  # SD3's positions
+    for name, parameter in (*module.named_parameters(), *tables):
         sizes[bool(kept.intersection(name.split(".")))].append(parameter.numel())
     return Parameters(tuple(sizes[0]), tuple(sizes[1]))
 

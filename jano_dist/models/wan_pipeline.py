@@ -16,6 +16,7 @@ from jano_dist.mesh import Mesh
 from jano_dist.models.base import Branch, Conditions
 from jano_dist.models.folder import Parts, sentence
 from jano_dist.models.loading import Adapter, Held
+from jano_dist.models.pixels import to_frames
 from jano_dist.models.text import TextEncoder, to_dtype
 from jano_dist.models.wan import WanTransformer
 from jano_dist.models.wan_i2v import look
@@ -83,7 +84,7 @@ class WanModel:
         return scheduler
 
     def decode(self, latent: Tensor, mesh: Mesh) -> np.ndarray:
-        vae, processor = self._pipeline.vae, self._pipeline.video_processor
+        vae = self._pipeline.vae
         mean, std = (
             torch.tensor(values, device=latent.device, dtype=vae.dtype).view(-1, 1, 1, 1)
             for values in (vae.config.latents_mean, vae.config.latents_std)
@@ -93,8 +94,7 @@ class WanModel:
         if video is None or not mesh.is_coordinator:
             _, height, width = self._pixels(latent.shape)
             return np.zeros((0, height, width, 3), np.uint8)
-        frames: np.ndarray = processor.postprocess_video(video.float(), output_type="np")[0]
-        return (frames * 255).round().astype(np.uint8)
+        return to_frames(video[0])
 
     def _pixels(self, latent: Sequence[int]) -> Shape3:
         """(frames, height, width) of a latent [..., T, H, W]."""

@@ -1,4 +1,4 @@
-"""The VAE on all ranks of a gang, by DistVAE; or on the coordinator alone."""
+"""The VAE on the first ranks of a gang together, by DistVAE; or on the coordinator alone."""
 
 import copy
 from typing import Any
@@ -14,8 +14,8 @@ class VideoDecoder:
 
     Args:
         vae: a loaded `AutoencoderKLWan`; stays as diffusers made it.
-        parallel: `auto`: over all ranks, whole tiles where the VAE tiles (`vae.enable_tiling()`) and bands
-            of rows otherwise; `single`: on the coordinator alone.
+        parallel: `auto`: over the mesh's `decoders`, whole tiles where the VAE tiles (`vae.enable_tiling()`)
+            and bands of rows otherwise; `single`: on the coordinator alone.
 
     What DistVAE's collectives send is not counted by the mesh.
     """
@@ -27,12 +27,14 @@ class VideoDecoder:
     def decode(self, latent: Tensor, mesh: Mesh) -> Tensor | None:
         """[1, C, T, H, W], the same on every rank -> [1, 3, frames, height, width] in -1..1.
 
-        None on ranks other than the coordinator where it alone decodes.
+        None on ranks that have no part in it.
         """
-        if mesh.world > 1 and self._parallel == "auto":
+        if mesh.decoders > 1 and self._parallel == "auto":
+            if mesh.rank >= mesh.decoders:
+                return None
             vae = self._spread = self._spread or self._over(mesh)
             # Too few rows to cut: the same answer on every rank, before anyone waits for the others.
-            if vae.use_tiling or latent.shape[-2] // mesh.world >= max(1, vae.decoder.patchify.halo):
+            if vae.use_tiling or latent.shape[-2] // mesh.decoders >= max(1, vae.decoder.patchify.halo):
                 return _decode(vae, latent)
         return _decode(self._alone, latent) if mesh.is_coordinator else None
 
@@ -40,9 +42,9 @@ class VideoDecoder:
         """A copy of the VAE that works together with the other ranks'; DistVAE replaces its modules."""
         vae = copy.deepcopy(self._alone)
         if vae.use_tiling:
-            vae.tiled_decode = tiled_decode_for(vae, *sharing(mesh.world_group))
+            vae.tiled_decode = tiled_decode_for(vae, *sharing(mesh.decode_group))
         else:
-            parallelize_decoder(vae, mesh.world_group)
+            parallelize_decoder(vae, mesh.decode_group)
         return vae
 
 

@@ -1,7 +1,7 @@
 """Complexity map -> the order of the tokens, the rows each step kind computes, and who computes them."""
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -23,6 +23,9 @@ _LOWEST_LEVEL = {
 }
 
 
+# (from, to, length) of runs of rows.
+Moves = tuple[tuple[int, int, int], ...]
+
 # Bucket order: what is computed most often comes first.
 _BUCKETS = (TEXT, ACTIVE, MODERATE, STATIC)
 
@@ -43,14 +46,14 @@ class Deal:
 
     rows: Tensor
     counts: tuple[int, ...]
-    moves: tuple[tuple[tuple[int, int, int], ...], ...]
-    text: Tensor = field(default_factory=lambda: torch.arange(0))
-    text_counts: tuple[int, ...] = ()
+    moves: tuple[Moves, ...]
+    text: Tensor
+    text_counts: tuple[int, ...]
 
     @property
     def sequence_counts(self) -> tuple[int, ...]:
         """Rows that each rank brings to attention, text included."""
-        return tuple(map(sum, zip(self.counts, self.text_counts, strict=True))) or self.counts
+        return tuple(map(sum, zip(self.counts, self.text_counts, strict=True)))
 
     def own(self, rank: int) -> Tensor:
         """Token indices that `rank` computes."""
@@ -61,6 +64,19 @@ class Deal:
         """Text tokens that `rank` computes."""
         first = sum(self.text_counts[:rank])
         return self.text[first : first + self.text_counts[rank]]
+
+    def without_text(self) -> "Deal":
+        """The same tokens on the same ranks, in buffers of their own that hold no text."""
+        size, moves = len(self.counts) // len(self.moves), []
+        for shard, own in enumerate(self.moves):
+            ranks = slice(shard * size, (shard + 1) * size)
+            texts = self.text_counts[ranks]
+            video = [
+                torch.arange(text + count) >= text
+                for text, count in zip(texts, self.counts[ranks], strict=True)
+            ]
+            moves.append(_runs(_places(own)[torch.cat(video)] - sum(texts)))
+        return Deal(self.rows, self.counts, tuple(moves), self.text[:0], (0,) * len(self.counts))
 
 
 @dataclass(frozen=True)
@@ -159,9 +175,8 @@ class TokenPlan:
         all_kept = [torch.cat(pair) for pair in zip(texts, kept, strict=True)]
         size, moves = ranks // shards, []
         for shard, own in enumerate(every.moves):
-            places = torch.cat([torch.arange(0), *(torch.arange(to, to + length) for _, to, length in own)])
             mask = torch.cat(all_kept[shard * size : (shard + 1) * size]).cpu()
-            moves.append(_runs(places[mask].tolist()))
+            moves.append(_runs(_places(own)[mask]))
         rows = torch.cat([part[mask] for part, mask in zip(parts, kept, strict=True)])
         counts = tuple(int(mask.sum()) for mask in kept)
         return Deal(rows, counts, tuple(moves), every.text, every.text_counts)
@@ -177,18 +192,20 @@ class TokenPlan:
         return {name: self.counts[level] / self.tokens for name, level in names.items()}
 
 
-def _runs(places: list[int]) -> tuple[tuple[int, int, int], ...]:
+def _places(moves: Moves) -> Tensor:
+    """Where each row goes, in the order of the rows: int64 [n]."""
+    return torch.cat([torch.arange(0), *(torch.arange(to, to + length) for _, to, length in moves)])
+
+
+def _runs(places: Tensor) -> Moves:
     """Where rows that lie one after the other go, as (from, to, length); neighbours are joined."""
-    moves: list[tuple[int, int, int]] = []
-    for source, place in enumerate(places):
-        if moves and moves[-1][1] + moves[-1][2] == place:
-            moves[-1] = (*moves[-1][:2], moves[-1][2] + 1)
-        else:
-            moves.append((source, place, 1))
-    return tuple(moves)
+    first = torch.ones(min(len(places), 1), dtype=torch.bool)
+    starts = torch.cat((first, places.diff() != 1)).nonzero()[:, 0]
+    lengths = starts.diff(append=torch.tensor([len(places)]))
+    return tuple(zip(starts.tolist(), places[starts].tolist(), lengths.tolist(), strict=True))
 
 
-def _moves(runs: list[list[range]]) -> tuple[tuple[int, int, int], ...]:
+def _moves(runs: list[list[range]]) -> Moves:
     """Where the runs [rank][bucket] of gathered rows go in the buckets' order; neighbours are joined."""
     places, place = {}, 0
     for bucket in range(len(runs[0])):

@@ -112,6 +112,13 @@ class TestGenerate:
         assert json.loads(json.dumps(made.record))["config"]["sampling"]["seed"] == 7
         assert (made.latents == engine.generate(BALL, seed=7).latents).all()
 
+    def test_only_a_first_video_was_waited_for(self, small):
+        engine = Engine(load_config(small, policy="full", overrides={"sampling.steps": 1}))
+        first, later = (engine.generate(BALL).record["start_to_first_step_seconds"] for _ in range(2))
+        shared = engine.share(engine.config).generate(BALL).record["start_to_first_step_seconds"]
+        assert first > 0
+        assert later is shared is None
+
     def test_notes_are_warnings_where_nobody_listens(self, engine):
         with pytest.warns(UserWarning, match="the prompt is longer than 32 tokens .*: its end is cut off"):
             engine.generate(f"{BALL} " * 20)

@@ -101,7 +101,7 @@ class TestFiles:
 class TestRecord:
     def test_keys(self, record):
         assert list(record) == [
-            "prompt", "config", "made", "resumed_from_step",
+            "prompt", "config", "made", "resumed_from_step", "start_to_first_step_seconds",
             "device",
             "versions", "mesh", "attention", "policy", "levels", "steps", "seconds", "memory", "flops",
             "telemetry", "recoveries",
@@ -154,6 +154,10 @@ class TestRecord:
         assert seconds["denoise"] >= math.fsum(step["seconds"] for step in record["steps"])
         total = seconds.pop("total")
         assert total == pytest.approx(math.fsum(seconds.values()))
+
+    def test_start_to_first_step(self, record):
+        """Of a process that has done other things before: loading and encoding at least."""
+        assert record["start_to_first_step_seconds"] > record["seconds"]["load"] + record["seconds"]["encode"]
 
     def test_memory(self, record, model_copy):
         sizes = json.loads((model_copy.folder / "transformer" / "config.json").read_text())

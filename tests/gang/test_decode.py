@@ -11,6 +11,7 @@ from diffusers import AutoencoderKLWan
 from torch.utils.flop_counter import FlopCounterMode
 
 from jano_dist import Engine, load_config
+from jano_dist.groups import DECODERS
 from jano_dist.mesh import Mesh, ranks_started
 from jano_dist.models import load_model, wan_vae
 from jano_dist.models.folder import model_folder
@@ -34,12 +35,12 @@ def latents(shape):
 
 
 @torch.inference_mode()
-def decoded(dtype, shape, parallel, tiling):
+def decoded(dtype, shape, parallel, tiling, most=8):
     """What this rank's decoder returns, twice in a row, and the FLOPs of the second time."""
     vae = load(dtype)
     if tiling:
         vae.enable_tiling(**TILES)
-    decoder, mesh = VideoDecoder(vae, parallel=parallel), Mesh(ulysses=ranks_started())
+    decoder, mesh = VideoDecoder(vae, parallel=parallel), Mesh(ulysses=ranks_started(), decoders=most)
     latent = latents(shape).to(dtype)
     first = decoder.decode(latent, mesh)
     with FlopCounterMode(display=False) as work:
@@ -75,6 +76,30 @@ def test_all_ranks_together(world, dtype, shape, tiling, tolerance):
         assert np.abs(video - expected).max() <= tolerance
     shares = [work / whole for _, work in ranks]
     assert 0 < min(shares) <= max(shares) < 0.7, "the ranks decode the same instead of their part"
+
+
+@pytest.mark.parametrize("tiling", [False, True])
+def test_ranks_beyond_the_limit_wait(tiling):
+    """Three ranks of which two decode: as if there were two, and nothing of it on the third."""
+    shape = (2, 12, 16)
+    settings = (torch.float32, shape, "auto", tiling)
+    first, second, third = gang(3, decoded, *settings, 2)
+    expected, _ = reference(torch.float32, shape, tiling)
+    for video, pair in zip(first[0], gang(2, decoded, *settings)[0][0], strict=True):
+        assert np.abs(video - expected).max() <= 1e-4
+        assert (video == pair).all()
+    assert second[1] > 0
+    assert third == ([None, None], 0)
+
+
+def test_eight_ranks_at_most():
+    assert VideoDecoder(None, parallel="auto").decode(torch.zeros(1), Beyond()) is None
+
+
+class Beyond:
+    """The mesh of a ninth rank."""
+
+    world, rank, decoders, decode_group, is_coordinator = 9, 8, DECODERS, None, False
 
 
 @pytest.mark.parametrize(

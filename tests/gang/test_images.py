@@ -62,10 +62,13 @@ def made(folder, cases):
     return results
 
 
-@pytest.fixture(scope="module", params=["flux", "sd3"])
+MAKERS = {"flux": flux_pipeline, "sd3": sd3_pipeline, "sd3.5 medium": lambda: sd3_pipeline(dual=(0, 1))}
+
+
+@pytest.fixture(scope="module", params=MAKERS)
 def folder(request, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("models") / request.param
-    {"flux": flux_pipeline, "sd3": sd3_pipeline}[request.param]().save_pretrained(path)
+    MAKERS[request.param]().save_pretrained(path)
     return path
 
 

@@ -16,7 +16,8 @@ from tests.launch.conftest import finish, gone, pids, wait_for
 # begins with 10: a snapshot is taken before each of these, before 11, and before decoding.
 OFTEN = ("--set", "snapshot.seconds=0", "--save-latents")
 slow = functools.partial(pytest.param, marks=pytest.mark.slow)
-QUICK = ("--set", "runtime.stall_seconds=3", "--set", "runtime.timeout_seconds=3")
+# Signs of life are a second apart; `make test` runs two tests at a time, each with several processes.
+QUICK = ("--set", "runtime.stall_seconds=6", "--set", "runtime.timeout_seconds=6")
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,7 @@ def check(out, alone, steps):
         ("kill:1:9:1", "rank 1 was killed by signal SIGKILL in step 9", [(9, 8)]),
         ("kill:0:2:1", "rank 0 was killed by signal SIGKILL in step 2", [(2, 0)]),  # nothing kept yet
         ("raise:0:6:2", "rank 0 failed in step 6: ValueError: boom", [(6, 4), (6, 4)]),
-        ("stop:1:7:1", "rank 1 has given no sign of life for 3 s in step 7", [(7, 4)]),
+        ("stop:1:7:1", "rank 1 has given no sign of life for 6 s in step 7", [(7, 4)]),
         ("abort:1:5:1", "in step 5", [(5, 4)]),
         slow("stuck:1:10:1", "in step 10: contact with another rank", [(10, 10)]),
         slow("hang:0:11:1", "in step 11: contact with another rank", [(11, 11)]),

@@ -88,8 +88,9 @@ def flux_pipeline(*, guidance_embeds: bool = True, dynamic: bool = True) -> Flux
     )
 
 
-def sd3_pipeline(*, qk_norm: str | None = "rms_norm") -> StableDiffusion3Pipeline:
-    """Three joint blocks of 6 heads; the last one's text is not read."""
+def sd3_pipeline(*, qk_norm: str | None = "rms_norm", dual: tuple[int, ...] = ()) -> StableDiffusion3Pipeline:
+    """Three joint blocks of 6 heads; the last one's text is not read. Those in `dual` have a second
+    attention, as the first ones of SD3.5 medium."""
     torch.manual_seed(1)
     transformer = SD3Transformer2DModel(
         sample_size=16,
@@ -103,6 +104,7 @@ def sd3_pipeline(*, qk_norm: str | None = "rms_norm") -> StableDiffusion3Pipelin
         pooled_projection_dim=20,
         pos_embed_max_size=24,
         qk_norm=qk_norm,
+        dual_attention_layers=dual,
     )
     return StableDiffusion3Pipeline(
         transformer=transformer,

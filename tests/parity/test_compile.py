@@ -46,7 +46,8 @@ def settings(folder, kind):
     else:
         own = {"video.frames": 1, "video.height": 32, "video.width": 24, "policy.block": [1, 4, 4]}
         own |= {"model.max_sequence_length": image_pipelines.TEXT_TOKENS}
-        {"flux": flux_pipeline, "sd3": sd3_pipeline}[kind]().save_pretrained(folder)
+        made = flux_pipeline() if kind == "flux" else sd3_pipeline(dual=(1,))
+        made.save_pretrained(folder)
     return {"model.name": str(folder), **own}
 
 

@@ -43,6 +43,7 @@ from jano_dist.tokens.schedule import StepKind
 from tests.cli.sentence import assert_sentence
 
 GB, GIB = 1e9, 2**30
+CPU = torch.device("cpu")
 N = 75_600  # tokens of 1280x720, 81 frames: 21 x 45 x 80
 ALONE = Degrees(1, 1, 1)
 KINDS = [(kind, dtype) for kind in ("kv", "hidden") for dtype in ("native", "fp8")]
@@ -73,7 +74,7 @@ class TestSizes:
         assert large.transformer.float32 == in_float32
         assert large.transformer.plain + in_float32 == layers * layer + outside
         assert large.transformer.nbytes(2) / GB == pytest.approx(28.6, abs=0.05)
-        assert large.layer.plain + large.layer.float32 == layer
+        assert [each.plain + each.float32 for each in large.layers] == [layer] * layers
 
     def test_other_parts(self, large):
         assert large.text_encoder == pytest.approx(5.68e9, rel=1e-3)
@@ -160,6 +161,30 @@ class TestCache:
             ] * 2
             assert working == working_bytes(geometry, 53, degrees, cache, 2, rank)
 
+    @pytest.mark.parametrize("device", ["accelerator", "cpu"])
+    @pytest.mark.parametrize(("kind", "dtype"), KINDS)
+    def test_second_attentions_keep_no_text(self, kind, dtype, device):
+        """13 tokens of 53 are of the text, dealt one by one before the others; of 3 layers 2 have one."""
+        geometry = replace(WanGeometry(16, 16, (4, 8, 8), (1, 2, 2), 3, 6, 8, 64, 32, 16), second_layers=2)
+        cache, degrees = CacheConfig(kind=kind, dtype=dtype, device=device), Degrees(1, 2, 3)
+        for rank in range(6):
+            dealt = [token % 6 for token in range(53)]
+            first, second = (
+                CacheSizes(
+                    layers,
+                    tokens.count(rank),
+                    sum(other // 3 == rank // 3 for other in tokens),
+                    6, 2, 8,
+                )
+                for layers, tokens in ((3, dealt), (2, dealt[13:]))
+            )  # fmt: skip
+            (kept,), working = make_caches(
+                kind, Keeping(dtype, device), replace(first, second=second), 1, torch.bfloat16, CPU
+            )
+            assert len(kept.layers) == geometry.attentions == 5
+            assert kept.nbytes == cache_bytes(geometry, 53, degrees, cache, 2, rank, text=13)
+            assert working == working_bytes(geometry, 53, degrees, cache, 2, rank, text=13)
+
     def test_in_host_memory(self, large):
         memory = memory_of(large, config(cache__device="cpu"), ALONE)
         assert memory.resident["cache"] == 0
@@ -193,6 +218,22 @@ class TestWeights:
         memory = memory_of(large, config(model__weights="group_offload"), ALONE)
         assert memory.host["transformer"] / GB == pytest.approx(28.6, abs=0.05)
         assert memory.resident["transformer"] / GB == pytest.approx(28.63 - 38 * 0.703, abs=0.05)
+
+    def test_layers_that_differ(self):
+        """Of Flux.1's layers, 19 of two streams and 38 of one, two of the larger ones are on the device at
+        once, in bf16, and what is outside of all."""
+        d = 3072
+        row, norms = d * d + d, 2 * 128
+        double = 12 * row + 8 * row + 2 * norms + 2 * (8 * d * d + 5 * d)
+        single = 3 * row + norms + 3 * row + (4 * d * d + 4 * d) + (5 * d * d + d)
+        sizes = read_sizes("black-forest-labs/FLUX.1-dev", local=True)
+        assert [each.plain for each in sizes.layers] == [double] * 19 + [single] * 38
+        own = {"model.weights": "group_offload", "model.dtype": "bfloat16"}
+        settings = load_config("flux.1-dev-1024", overrides=own)
+        outside = sizes.transformer.plain - 19 * double - 38 * single
+        assert outside > 0
+        resident = memory_of(sizes, settings, ALONE).resident["transformer"]
+        assert resident == 2 * (2 * double + outside)
 
     def test_text(self, large):
         """0.42 GB per branch (DESIGN section 5); the encoder's 11.4 GB only while it encodes."""
@@ -306,18 +347,26 @@ class TestLibraries:
     """Estimates; only their form can be checked: what grows with what, and that nothing counts twice."""
 
     @pytest.mark.parametrize(
-        ("degrees", "peers"),
+        ("degrees", "rings", "peers"),
         [
-            ((2, 1, 1), 1),
-            ((2, 1, 4), 1 + 3),
-            ((1, 1, 8), 7),
-            ((1, 2, 4), 1 + 3 + 7),  # and those that share the sequence
-            ((2, 4, 8), 1 + 3 + 7 + 7),  # 31 of them, of which 7 have channels of their own
+            ((2, 1, 1), 2, 1),
+            ((2, 1, 4), 2, 1 + 3),
+            ((1, 1, 8), 2, 7),
+            ((1, 2, 4), 2, 1 + 3 + 7),  # and those that share the sequence
+            ((2, 4, 8), 3, 1 + 3 + 7 + 7),  # 31 of them, of which 7 have channels of their own; 8 decode
         ],
     )
-    def test_nccl_by_peers(self, large, degrees, peers):
+    def test_nccl_by_peers(self, large, degrees, rings, peers):
         memory = memory_of(large, config(), Degrees(*degrees))
-        assert memory.resident["NCCL"] == memory.encode["NCCL"] == 2**30 + peers * 450 * 2**20
+        assert memory.resident["NCCL"] == memory.encode["NCCL"] == rings * 2**29 + peers * 450 * 2**20
+
+    def test_eight_ranks_decode_at_most(self, large):
+        """A rank's band of the rows: an eighth of them, also with more ranks."""
+        alone, eight, sixteen = (
+            memory_of(large, config(), degrees, gpu=False).decode["VAE activations"]
+            for degrees in (ALONE, Degrees(2, 1, 4), Degrees(2, 1, 8))
+        )
+        assert alone == 8 * eight == 8 * sixteen
 
     def test_none_alone_or_on_cpus(self, large):
         for memory in (

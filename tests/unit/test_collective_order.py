@@ -45,7 +45,8 @@ class Recorder:
         return list(group.ranks)
 
     def new_subgroups_by_enumeration(self, groups, timeout, backend=None):
-        return Group(next(ranks for ranks in groups if self.rank in ranks)), None
+        own = next((ranks for ranks in groups if self.rank in ranks), None)
+        return own and Group(own), None
 
     def new_group(self, timeout, backend=None):
         return Group(self.group.WORLD.ranks)

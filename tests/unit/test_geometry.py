@@ -62,6 +62,7 @@ def test_a_shipped_model_is_found_by_its_own_name_only(tmp_path, monkeypatch):
         ("black-forest-labs/FLUX.1-dev", 11.9),
         ("stabilityai/stable-diffusion-3-medium-diffusers", 2.0),
         ("stabilityai/stable-diffusion-3.5-large", 8.1),
+        ("stabilityai/stable-diffusion-3.5-medium", 2.5),
         ("Wan-AI/Wan2.2-T2V-A14B-Diffusers", 14.3),  # each of two
         ("Wan-AI/Wan2.2-I2V-A14B-Diffusers", 14.3),
         ("Wan-AI/Wan2.2-TI2V-5B-Diffusers", 5.0),

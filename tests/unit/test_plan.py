@@ -294,3 +294,31 @@ def test_digests_of_plans_in_the_same_order_differ():
     """All static and all active have the same order, and other counts."""
     assert len({plan_of([level] * 6).digest() for level in (1, 2, 3)}) == 3
     assert plan_of([3, 3, 1]).digest() != plan_of([3, 2, 1]).digest()
+
+
+@given(
+    levels=level_lists,
+    text=st.integers(0, 9),
+    shards=st.integers(1, 3),
+    size=st.integers(1, 3),
+    kind=st.sampled_from([StepKind.REFRESH, StepKind.MODERATE, StepKind.ACTIVE]),
+)
+def test_without_text_the_others_stay_where_they_are(levels, text, shards, size, kind):
+    """Row by row: each token is on the same rank, and in its shard's buffers behind the same tokens."""
+    plan = TokenPlan.from_levels(torch.tensor(levels, dtype=torch.uint8), text)
+    both = plan.deal(kind, shards * size, shards)
+    alone = both.without_text()
+    assert alone.sequence_counts == alone.counts == both.counts
+    assert torch.equal(alone.rows, both.rows)
+    for shard in range(shards):
+        ranks = range(shard * size, (shard + 1) * size)
+        names = [
+            name
+            for rank in ranks
+            for name in (*("text" for _ in both.own_text(rank)), *both.own(rank).tolist())
+        ]
+        placed = {to + step: names[at + step] for at, to, run in both.moves[shard] for step in range(run)}
+        wanted = [placed[place] for place in sorted(placed) if placed[place] != "text"]
+        own = [token for rank in ranks for token in both.own(rank).tolist()]
+        found = {to + step: own[at + step] for at, to, run in alone.moves[shard] for step in range(run)}
+        assert [found[place] for place in range(len(own))] == wanted

@@ -1,11 +1,16 @@
-"""Which device a rank computes on. The devices are made up; the rest is real."""
+"""Which device a rank computes on, and since when. The devices are made up; the rest is real."""
+
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
 
 from jano_dist.config import RuntimeConfig
 from jano_dist.errors import UserError
-from jano_dist.runtime import pick_device
+from jano_dist.gang import LAUNCHED
+from jano_dist.runtime import pick_device, since_launch
 
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "CUDA_VISIBLE_DEVICES")
 
@@ -87,3 +92,24 @@ def test_cuda_asked_for_where_there_is_none(machine):
     machine(0)
     with pytest.raises(UserError, match=r"^runtime.device is cuda but torch sees no CUDA device: "):
         pick_device(RuntimeConfig(device="cuda"))
+
+
+class TestSinceLaunch:
+    def test_from_the_supervisors_order(self, monkeypatch):
+        ordered = time.time() - 100
+        monkeypatch.setenv(LAUNCHED, str(ordered))
+        before, moment = time.time(), time.perf_counter()
+        then = since_launch(moment)
+        assert before - ordered - 0.01 <= then <= time.time() - ordered + 0.01
+        assert since_launch(moment - 7) == pytest.approx(then - 7, abs=0.01)
+
+    def test_else_from_the_process_start(self):
+        """It lies between the order to start it and its first line, to the kernel's hundredth of a second."""
+        program = (
+            "import time; first = time.time(); from jano_dist.runtime import since_launch; "
+            "age = since_launch(time.perf_counter()); print(first, time.time() - age)"
+        )
+        before = time.time()
+        said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+        first, launched = map(float, said.stdout.split())
+        assert before - 0.03 <= launched <= first + 0.03

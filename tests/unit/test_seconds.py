@@ -125,7 +125,7 @@ class TestStep:
     def test_few_tokens_wait_for_weights_and_keys(self, large):
         settings = config()
         _, step = seconds(large, settings, Degrees(2, 1, 1), 1)
-        layer = large.layer.plain * 2 + large.layer.float32 * 4
+        layer = large.layers[0].plain * 2 + large.layers[0].float32 * 4
         assert step.products == pytest.approx(40 * layer / H100.memory)
         assert step.attention == pytest.approx(2 * 40 * N * 5120 * 2 / H100.memory)
 

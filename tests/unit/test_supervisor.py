@@ -2,6 +2,7 @@
 
 import json
 import signal
+import time
 from datetime import timedelta
 
 import pytest
@@ -78,8 +79,10 @@ def test_ends_well():
 
 
 def test_starts_again_as_often_as_it_may():
-    gang = Script(-signal.SIGKILL, 3, 0)
+    gang, began = Script(-signal.SIGKILL, 3, 0), time.time()
     said, error = run(gang)
+    launched = [float(each["JANO_DIST_LAUNCHED"]) for each in gang.environments]
+    assert began <= launched[0] < launched[1] < launched[2] <= time.time()
     assert error is None
     assert gang.events == ["start", "end"] * 3 + ["close"]
     assert [each["JANO_DIST_ATTEMPT"] for each in gang.environments] == ["0", "1", "2"]

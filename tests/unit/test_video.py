@@ -1,3 +1,4 @@
+from collections.abc import Iterator
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -6,7 +7,7 @@ import numpy as np
 import pytest
 
 from jano_dist.errors import UserError
-from jano_dist.video import read_video, write_video
+from jano_dist.video import BT709, CRF, read_video, write_video
 
 
 def waves(frames: int, height: int = 48, width: int = 80) -> np.ndarray:
@@ -70,15 +71,35 @@ def test_interrupted_write_leaves_what_was_there(
     path = tmp_path / "video.mp4"
     path.write_bytes(b"an older video")
 
-    def half(target: Path, *args: object, **kwargs: object) -> None:
+    def half(target: Path, *args: object, **kwargs: object) -> Iterator[None]:
         target.write_bytes(b"half a video")
+        yield
         raise problem
 
-    monkeypatch.setattr(iio, "imwrite", half)
+    monkeypatch.setattr(imageio_ffmpeg, "write_frames", half)
     with pytest.raises(type(problem)):
         write_video(path, waves(2), 16)
     assert [file.name for file in tmp_path.iterdir()] == ["video.mp4"]
     assert path.read_bytes() == b"an older video"
+
+
+def test_the_file_of_a_batch(tmp_path: Path) -> None:
+    """Frame by frame the encoder makes the same file, also of frames that do not lie in one piece."""
+    frames = waves(9)
+    parameters = ["-crf", CRF, "-movflags", "+faststart", "-vf", BT709]
+    iio.imwrite(
+        tmp_path / "batch.mp4", frames, plugin="FFMPEG", is_batch=True, fps=16, codec="libx264",
+        quality=None, pixelformat="yuv420p", macro_block_size=1, output_params=parameters,
+    )  # fmt: skip
+    write_video(tmp_path / "frames.mp4", np.asfortranarray(frames), 16)
+    assert (tmp_path / "frames.mp4").read_bytes() == (tmp_path / "batch.mp4").read_bytes()
+
+
+def test_an_encoder_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", "/bin/false")
+    with pytest.raises(OSError):  # noqa: PT011 - what it says is the operating system's
+        write_video(tmp_path / "video.mp4", waves(33, 480, 832), 16)
+    assert not list(tmp_path.iterdir())
 
 
 def test_lost_frames_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
