@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from jano_dist.attention.kernels import Compute, Kernel, by_cudnn, by_torch
+from jano_dist.attention.trial import try_out
 from jano_dist.attention.xfuser_table import AMPERE_ON, XFUSER, Entry
 from jano_dist.config import Config
 from jano_dist.errors import UserError
@@ -28,11 +29,14 @@ class Facts:
         vendor: of the GPU: `nvidia`, `amd`, or empty on a CPU.
         capability: of the GPU; (0, 0) on a CPU.
         missing: why a package cannot be imported; empty where it can. Asked only where it matters.
+        trial: what goes wrong when a backend attends with heads of so many dimensions; empty where nothing
+            does. Asked last.
     """
 
     vendor: str
     capability: tuple[int, int]
     missing: Callable[[str], str]
+    trial: Callable[["Backend", int], str]
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,9 @@ class Need:
     head_dim: int
     lse: bool
     dtype: str = "auto"
+
+
+USUAL = Need(128, lse=True, dtype="bfloat16")
 
 
 @dataclass(frozen=True)
@@ -74,11 +81,9 @@ class Backend:
         return (
             _device_lacks(self.entry, facts)
             or (need and _model_needs(self.entry, need))
-            or self._lacks(facts)
+            or next(filter(None, map(facts.missing, self.packages)), "")
+            or ("" if self.name == "torch" else facts.trial(self, need.head_dim if need else USUAL.head_dim))
         )
-
-    def _lacks(self, facts: Facts) -> str:
-        return next(filter(None, map(facts.missing, self.packages)), "")
 
     def kernel(self) -> Kernel:
         """The kernel; `obstacle` has found none."""
@@ -212,7 +217,7 @@ def survey(facts: Facts) -> dict[str, Any]:
         cannot be used (`reason`, None where it can), whether it is `exact`, and whether it runs with kv > 1
         (`kv`).
     """
-    known, usual = backends(), Need(128, lse=True, dtype="bfloat16")
+    known = backends()
     rows = [
         {
             "name": name,
@@ -222,7 +227,7 @@ def survey(facts: Facts) -> dict[str, Any]:
         }
         for name, backend in known.items()
     ]
-    taken = next(name for name in automatic(facts) if not known[name].obstacle(facts, usual))
+    taken = next(name for name in automatic(facts) if not known[name].obstacle(facts, USUAL))
     return {"auto": taken, "backends": rows}
 
 
@@ -251,10 +256,13 @@ def find_facts(device: torch.device) -> Facts:
             known[package] = missing(package)
         return known[package]
 
+    def trial(backend: Backend, head_dim: int) -> str:
+        return try_out(backend.kernel(), device, head_dim, lse=backend.entry.lse)
+
     if device.type != "cuda":
-        return Facts("", (0, 0), once)
+        return Facts("", (0, 0), once, trial)
     vendor = "amd" if torch.version.hip else "nvidia"
-    return Facts(vendor, torch.cuda.get_device_capability(device), once)
+    return Facts(vendor, torch.cuda.get_device_capability(device), once, trial)
 
 
 def missing(package: str) -> str:

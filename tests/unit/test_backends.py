@@ -1,5 +1,7 @@
 """Which kernel a run gets, and that every one that runs on a CPU is plain softmax attention."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ from jano_dist import Engine, load_config
 from jano_dist.attention.backends import Backend, Facts, Need, backends, choose, find_facts, missing
 from jano_dist.attention.distributed import KVResident
 from jano_dist.attention.kernels import TORCH, Kernel, by_cudnn
+from jano_dist.attention.trial import try_out
 from jano_dist.attention.xfuser_table import XFUSER, Entry
 from jano_dist.errors import RunError, UserError
 from jano_dist.mesh import Mesh
@@ -19,10 +22,12 @@ VIDEO = {"video.frames": 1, "video.height": 32, "video.width": 32, "sampling.ste
 
 
 def gpu(capability, *packages, vendor="nvidia"):
-    return Facts(vendor, capability, lambda name: "" if name in packages else f"{name} is not installed")
+    return Facts(
+        vendor, capability, lambda name: "" if name in packages else f"{name} is not installed", lambda *_: ""
+    )
 
 
-CPU = Facts("", (0, 0), lambda name: f"{name} is not installed")
+CPU = Facts("", (0, 0), lambda name: f"{name} is not installed", lambda *_: "it fails")
 HOPPER, BLACKWELL, AMPERE = (9, 0), (10, 0), (8, 0)
 AMPERE_ON = "8.x, 9.x, 10.x, 11.x, 12.x"
 BF16 = Need(128, lse=True, dtype="bfloat16")
@@ -114,6 +119,57 @@ def test_refused_by_name(asked, facts, need, reason):
     assert str(caught.value) == (
         f"attention.backend {asked} cannot be used here, because {reason}: set it to auto"
     )
+
+
+def test_what_fails_here_is_not_taken():
+    """A FlashAttention built for other heads: `auto` goes on to the next, by name it is a sentence."""
+    tried = []
+
+    def trial(backend, head_dim):
+        tried.append((backend.name, head_dim))
+        return "it fails on this device (RuntimeError: no kernel image)" if backend.name == "flash3" else ""
+
+    facts = replace(gpu(HOPPER, FLASH_3), trial=trial)
+    assert choose("auto", facts, BF16).name == "cudnn"
+    with pytest.raises(UserError, match=r"flash3 cannot be used here, because it fails on this device \(Run"):
+        choose("flash3", facts, BF16)
+    assert tried == [("flash3", 128), ("cudnn", 128), ("flash3", 128)]
+
+
+class TestTrial:
+    CPU = torch.device("cpu")
+
+    @pytest.mark.parametrize("kernel", [TORCH, Kernel("rough", TORCH.compute, exact=False)])
+    @pytest.mark.parametrize("head_dim", [8, 64, 128])
+    def test_what_is_right(self, kernel, head_dim):
+        assert try_out(kernel, self.CPU, head_dim, lse=True) == ""
+
+    @pytest.mark.parametrize(
+        ("wrong", "lse"),
+        [
+            (lambda out, sums: (out + 0.1, sums), False),
+            (lambda out, sums: (out * torch.nan, sums), False),
+            (lambda out, sums: (out, sums / 0.6931), True),  # to the base of 2
+            (lambda out, sums: (out, sums + 0.1), True),
+            (lambda out, sums: (out, sums * torch.nan), True),
+            (lambda out, sums: (out, sums.roll(1, -1)), True),
+        ],
+    )
+    def test_what_is_wrong(self, wrong, lse):
+        def compute(q, k, v, wanted):
+            out, sums = TORCH.compute(q, k, v, True)
+            return wrong(out, sums)
+
+        kernel = Kernel("wrong", compute)
+        assert try_out(kernel, self.CPU, 64, lse=True).startswith("its results are wrong on this device, by ")
+        assert (try_out(kernel, self.CPU, 64, lse=False) == "") == lse
+
+    def test_what_raises(self):
+        def compute(*_):
+            raise RuntimeError("no kernel image\nis available")
+
+        reason = try_out(Kernel("none", compute), self.CPU, 64, lse=True)
+        assert reason == "it fails on this device (RuntimeError: no kernel image)"
 
 
 def test_without_log_sums_where_none_are_needed():
