@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from jano_dist.attention.kernels import Compute, Kernel, by_cudnn, by_torch
+from jano_dist.attention.trial import try_out
 from jano_dist.attention.xfuser_table import AMPERE_ON, XFUSER, Entry
 from jano_dist.config import Config
 from jano_dist.errors import UserError
 from jano_dist.geometry import Geometry
 
-_PREFIX = "xfuser:"
+_PREFIX, _REGISTRY = "xfuser:", "xfuser.core.distributed.attention_backend"
 _HALF = ("auto", "bfloat16", "float16")
 
 
@@ -28,11 +29,14 @@ class Facts:
         vendor: of the GPU: `nvidia`, `amd`, or empty on a CPU.
         capability: of the GPU; (0, 0) on a CPU.
         missing: why a package cannot be imported; empty where it can. Asked only where it matters.
+        trial: what goes wrong when a backend attends with heads of so many dimensions; empty where nothing
+            does. Asked last.
     """
 
     vendor: str
     capability: tuple[int, int]
     missing: Callable[[str], str]
+    trial: Callable[["Backend", int], str]
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,9 @@ class Need:
     head_dim: int
     lse: bool
     dtype: str = "auto"
+
+
+USUAL = Need(128, lse=True, dtype="bfloat16")
 
 
 @dataclass(frozen=True)
@@ -74,11 +81,9 @@ class Backend:
         return (
             _device_lacks(self.entry, facts)
             or (need and _model_needs(self.entry, need))
-            or self._lacks(facts)
+            or next(filter(None, map(facts.missing, self.packages)), "")
+            or ("" if self.name == "torch" else facts.trial(self, need.head_dim if need else USUAL.head_dim))
         )
-
-    def _lacks(self, facts: Facts) -> str:
-        return next(filter(None, map(facts.missing, self.packages)), "")
 
     def kernel(self) -> Kernel:
         """The kernel; `obstacle` has found none."""
@@ -122,7 +127,7 @@ def _flash(package: str, option: str) -> Compute:
 
 def _of_xfuser(name: str) -> Compute:
     """A function of xfuser's registry: (q, k, v, dropout, causal), [1, H, n, D] as here."""
-    module = import_module("xfuser.core.distributed.attention_backend")
+    module = import_module(_REGISTRY)
     kind = module.AttentionBackendType.__members__.get(name)
     function = module.ATTENTION_FUNCTION_REGISTRY.get(kind)
     if function is None:
@@ -163,7 +168,7 @@ def backends() -> dict[str, Backend]:
         _PREFIX + name: Backend(
             _PREFIX + name,
             entry,
-            ("xfuser", *((entry.package,) if entry.package else ())),
+            (_REGISTRY, *((entry.package,) if entry.package else ())),
             lambda name=name: _of_xfuser(name),  # type: ignore[misc]
         )
         for name, entry in XFUSER.items()
@@ -212,7 +217,7 @@ def survey(facts: Facts) -> dict[str, Any]:
         cannot be used (`reason`, None where it can), whether it is `exact`, and whether it runs with kv > 1
         (`kv`).
     """
-    known, usual = backends(), Need(128, lse=True, dtype="bfloat16")
+    known = backends()
     rows = [
         {
             "name": name,
@@ -222,7 +227,7 @@ def survey(facts: Facts) -> dict[str, Any]:
         }
         for name, backend in known.items()
     ]
-    taken = next(name for name in automatic(facts) if not known[name].obstacle(facts, usual))
+    taken = next(name for name in automatic(facts) if not known[name].obstacle(facts, USUAL))
     return {"auto": taken, "backends": rows}
 
 
@@ -251,20 +256,26 @@ def find_facts(device: torch.device) -> Facts:
             known[package] = missing(package)
         return known[package]
 
+    def trial(backend: Backend, head_dim: int) -> str:
+        return try_out(backend.kernel(), device, head_dim, lse=backend.entry.lse)
+
     if device.type != "cuda":
-        return Facts("", (0, 0), once)
+        return Facts("", (0, 0), once, trial)
     vendor = "amd" if torch.version.hip else "nvidia"
-    return Facts(vendor, torch.cuda.get_device_capability(device), once)
+    return Facts(vendor, torch.cuda.get_device_capability(device), once, trial)
 
 
 def missing(package: str) -> str:
     """Why a package cannot be imported, for a sentence; empty where it can."""
+    top = package.partition(".")[0]
     try:
-        spec = find_spec(package.partition(".")[0])
-        if spec is None or spec.origin is None:  # no origin: only a folder of that name
-            return f"{package.partition('.')[0]} is not installed"
+        if find_spec(top) is None:
+            return f"{top} is not installed"
         import_module(package)
     except (Exception, SystemExit) as problem:  # built for another PyTorch, for example
+        lacking = getattr(problem, "name", None)
+        if isinstance(problem, ModuleNotFoundError) and lacking and package.startswith(lacking):
+            return f"{lacking} is not installed"  # a part of it, or all but a folder of that name
         first = (str(problem).strip() or "no message").splitlines()[0]
         return f"{package} cannot be imported ({type(problem).__name__}: {first})"
     return ""

@@ -1,5 +1,7 @@
 """Which kernel a run gets, and that every one that runs on a CPU is plain softmax attention."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ from jano_dist import Engine, load_config
 from jano_dist.attention.backends import Backend, Facts, Need, backends, choose, find_facts, missing
 from jano_dist.attention.distributed import KVResident
 from jano_dist.attention.kernels import TORCH, Kernel, by_cudnn
+from jano_dist.attention.trial import try_out
 from jano_dist.attention.xfuser_table import XFUSER, Entry
 from jano_dist.errors import RunError, UserError
 from jano_dist.mesh import Mesh
@@ -14,14 +17,17 @@ from jano_dist.preflight import preflight
 from tests.unit.test_kernels import plain, random
 
 FLASH_3, FLASH_4 = "flash_attn_interface", "flash_attn.cute.interface"
+REGISTRY = "xfuser.core.distributed.attention_backend"
 VIDEO = {"video.frames": 1, "video.height": 32, "video.width": 32, "sampling.steps": 4}
 
 
 def gpu(capability, *packages, vendor="nvidia"):
-    return Facts(vendor, capability, lambda name: "" if name in packages else f"{name} is not installed")
+    return Facts(
+        vendor, capability, lambda name: "" if name in packages else f"{name} is not installed", lambda *_: ""
+    )
 
 
-CPU = Facts("", (0, 0), lambda name: f"{name} is not installed")
+CPU = Facts("", (0, 0), lambda name: f"{name} is not installed", lambda *_: "it fails")
 HOPPER, BLACKWELL, AMPERE = (9, 0), (10, 0), (8, 0)
 AMPERE_ON = "8.x, 9.x, 10.x, 11.x, 12.x"
 BF16 = Need(128, lse=True, dtype="bfloat16")
@@ -81,7 +87,7 @@ def test_auto_is_exact_and_serves_every_mesh():
         ("flash3", gpu((12, 0), FLASH_3), BF16, "it needs a GPU of capability 9.x, and this one has 12.0"),
         ("flash3", gpu(HOPPER), BF16, "flash_attn_interface is not installed"),
         ("cudnn", gpu((9, 4), vendor="amd"), BF16, "it needs an NVIDIA GPU"),
-        ("xfuser:AITER", gpu(HOPPER, "xfuser", "aiter"), BF16, "it needs an AMD GPU"),
+        ("xfuser:AITER", gpu(HOPPER, REGISTRY, "aiter"), BF16, "it needs an AMD GPU"),
         (
             "cudnn",
             gpu(HOPPER),
@@ -94,12 +100,12 @@ def test_auto_is_exact_and_serves_every_mesh():
             Need(256, lse=False, dtype="bfloat16"),
             "it takes heads of 8, 16, .. 128 dimensions, not of 256",
         ),
-        ("xfuser:CUDNN", gpu(HOPPER), BF16, "xfuser is not installed"),
-        ("xfuser:SAGE", gpu(HOPPER, "xfuser"), BF16, "sageattention is not installed"),
+        ("xfuser:CUDNN", gpu(HOPPER), BF16, f"{REGISTRY} is not installed"),
+        ("xfuser:SAGE", gpu(HOPPER, REGISTRY), BF16, "sageattention is not installed"),
         *(
             (
                 f"xfuser:{name}",
-                gpu(HOPPER, "xfuser", FLASH_4),
+                gpu(HOPPER, REGISTRY, FLASH_4),
                 BF16,
                 "it gives no log-sums, by which a mesh with kv > 1 merges its parts",
             )
@@ -115,8 +121,59 @@ def test_refused_by_name(asked, facts, need, reason):
     )
 
 
+def test_what_fails_here_is_not_taken():
+    """A FlashAttention built for other heads: `auto` goes on to the next, by name it is a sentence."""
+    tried = []
+
+    def trial(backend, head_dim):
+        tried.append((backend.name, head_dim))
+        return "it fails on this device (RuntimeError: no kernel image)" if backend.name == "flash3" else ""
+
+    facts = replace(gpu(HOPPER, FLASH_3), trial=trial)
+    assert choose("auto", facts, BF16).name == "cudnn"
+    with pytest.raises(UserError, match=r"flash3 cannot be used here, because it fails on this device \(Run"):
+        choose("flash3", facts, BF16)
+    assert tried == [("flash3", 128), ("cudnn", 128), ("flash3", 128)]
+
+
+class TestTrial:
+    CPU = torch.device("cpu")
+
+    @pytest.mark.parametrize("kernel", [TORCH, Kernel("rough", TORCH.compute, exact=False)])
+    @pytest.mark.parametrize("head_dim", [8, 64, 128])
+    def test_what_is_right(self, kernel, head_dim):
+        assert try_out(kernel, self.CPU, head_dim, lse=True) == ""
+
+    @pytest.mark.parametrize(
+        ("wrong", "lse"),
+        [
+            (lambda out, sums: (out + 0.1, sums), False),
+            (lambda out, sums: (out * torch.nan, sums), False),
+            (lambda out, sums: (out, sums / 0.6931), True),  # to the base of 2
+            (lambda out, sums: (out, sums + 0.1), True),
+            (lambda out, sums: (out, sums * torch.nan), True),
+            (lambda out, sums: (out, sums.roll(1, -1)), True),
+        ],
+    )
+    def test_what_is_wrong(self, wrong, lse):
+        def compute(q, k, v, wanted):
+            out, sums = TORCH.compute(q, k, v, True)
+            return wrong(out, sums)
+
+        kernel = Kernel("wrong", compute)
+        assert try_out(kernel, self.CPU, 64, lse=True).startswith("its results are wrong on this device, by ")
+        assert (try_out(kernel, self.CPU, 64, lse=False) == "") == lse
+
+    def test_what_raises(self):
+        def compute(*_):
+            raise RuntimeError("no kernel image\nis available")
+
+        reason = try_out(Kernel("none", compute), self.CPU, 64, lse=True)
+        assert reason == "it fails on this device (RuntimeError: no kernel image)"
+
+
 def test_without_log_sums_where_none_are_needed():
-    facts = gpu(HOPPER, "xfuser")
+    facts = gpu(HOPPER, REGISTRY)
     backend = backends()["xfuser:SDPA"]
     assert backend.obstacle(facts, Need(128, lse=False, dtype="bfloat16")) == ""
     assert backend.obstacle(facts) == ""
@@ -126,7 +183,7 @@ def test_an_unknown_name():
     with pytest.raises(
         UserError, match=r"there is no attention.backend xfuser:FLASH_5: choose auto, torch, cu"
     ):
-        choose("xfuser:FLASH_5", gpu(HOPPER, "xfuser"), BF16)
+        choose("xfuser:FLASH_5", gpu(HOPPER, REGISTRY), BF16)
 
 
 def test_what_rounds_more_is_never_automatic_and_says_so():
@@ -206,11 +263,18 @@ class TestMissing:
         assert missing("json") == ""
         assert missing("a_module_that_is_nowhere.at_all") == "a_module_that_is_nowhere is not installed"
 
+    def test_only_a_part_of_it(self, tmp_path, monkeypatch):
+        """FlashAttention 2 without 4; and a folder of that name, as a checkout leaves."""
+        (tmp_path / "part_of_a_test").mkdir()
+        monkeypatch.syspath_prepend(tmp_path)
+        assert missing("part_of_a_test.cute.interface") == "part_of_a_test.cute is not installed"
+
     @pytest.mark.parametrize(
         ("body", "reason"),
         [
             ("raise OSError('undefined symbol: _ZN3c10\\nmore')", "OSError: undefined symbol: _ZN3c10"),
             ("raise SystemExit", "SystemExit: no message"),
+            ("import nowhere_at_all", "ModuleNotFoundError: No module named 'nowhere_at_all'"),
         ],
     )
     def test_built_for_another_torch(self, tmp_path, monkeypatch, body, reason):

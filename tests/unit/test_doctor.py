@@ -198,8 +198,10 @@ def test_attention_on_this_machine() -> None:
 
 
 def test_attention_is_grouped_by_what_is_said() -> None:
-    packages = {"xfuser": "", "sageattention": "", "aiter": ""}
-    hopper = Facts("nvidia", (9, 0), lambda name: packages.get(name, f"{name} is not installed"))
+    packages = {"xfuser.core.distributed.attention_backend": "", "sageattention": "", "aiter": ""}
+    hopper = Facts(
+        "nvidia", (9, 0), lambda name: packages.get(name, f"{name} is not installed"), lambda *_: ""
+    )
     text = shown(facts(1, attention=survey(hopper)))
     for line in (
         "auto takes cudnn",
