@@ -146,12 +146,15 @@ class Engine:
             check_whole_steps(config, self.mesh.degrees)
         check_policy(config.policy.name, self.mesh.degrees, block_caches=geometry.block_caches)
         kernel_for(config, geometry, device, kv=self.mesh.degrees.kv)
+        held = config.model.model_dump(exclude={"name", "lora", "lora_2"})
         if model is None:
-            check_fit(config, self.mesh.degrees, device, local_world=ranks_per_node(), formed=True)
+            held["text_encoder"] = check_fit(
+                config, self.mesh.degrees, device, local_world=ranks_per_node(), formed=True
+            )
         started = time.perf_counter()
         self.model: DiffusionModel = model or load_model(
             config.model.name,
-            **config.model.model_dump(exclude={"name", "lora", "lora_2"}),
+            **held,
             loras=config.model.loras,
             loras_2=config.model.loras_2,
             device=device,
@@ -185,7 +188,7 @@ class Engine:
         return other
 
     def prepare(self, texts: Sequence[str]) -> None:
-        """Encode prompts and negative prompts to come in one load of the text encoder.
+        """Encode prompts and negative prompts to come at once.
 
         The coordinator's texts count, and it keeps them in host memory: 4 MB each for 14B. On several ranks
         all call it together.

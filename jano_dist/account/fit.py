@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -24,6 +24,7 @@ _MOST_RANKS = 64  # further than this nobody is sent
 
 # Config keys that save memory, in the order of what they cost in time or quality.
 _SAVINGS = (
+    ("model.text_encoder", "reload"),
     ("cache.dtype", "fp8"),
     ("cache.kind", "hidden"),
     ("cache.device", "cpu"),
@@ -156,13 +157,17 @@ def complaint(
 
 def check_fit(
     config: Config, degrees: Degrees, device: torch.device, *, local_world: int = 1, formed: bool = False
-) -> None:
+) -> Literal["keep", "reload"]:
     """Refuse what cannot fit, before anything is loaded. Each rank checks its own device.
 
     Args:
         degrees: of the mesh. device: this rank's.
         local_world: ranks on this machine, which share its host memory.
         formed: whether the mesh has been formed, and what is free is less what NCCL took for it.
+
+    Returns:
+        What becomes of the text encoder between prompts: as the config says, or where that is `auto`, `keep`
+        if it fits beside all else.
 
     Raises:
         UserError: it does not fit; the sentence names the cheapest setting that does.
@@ -173,6 +178,11 @@ def check_fit(
     problem = complaint(sizes, config, degrees, room, local_world=local_world) if room else None
     if problem:
         raise UserError(problem)
+    if config.model.text_encoder != "auto":
+        return config.model.text_encoder
+    kept = _with(config, (("model.text_encoder", "keep"),))
+    fits = room is None or room.holds(memory_of(sizes, kept, degrees, gpu=not room.shared))
+    return "keep" if fits else "reload"
 
 
 def room_on(device: torch.device, local_world: int) -> Room | None:

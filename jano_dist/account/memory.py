@@ -175,8 +175,10 @@ def memory_of(sizes: ModelSizes, config: Config, degrees: Degrees, *, gpu: bool 
         "latents": _latents(geometry, token_count(geometry, config), element),
         **libraries,
     }
-    coding = encoding(sizes, config, text_element, gpu=gpu)
-    host = {"transformer": offloaded, "cache": in_host}
+    texts = sizes.text_encoder * text_element if config.model.text_encoder == "keep" else 0
+    # On a CPU a kept encoder is used where it lies.
+    coding = encoding(sizes, config, text_element if gpu or not texts else 0, gpu=gpu)
+    host = {"transformer": offloaded, "cache": in_host, "text encoder": texts}
     return Memory(
         resident=resident,
         denoise=_activations(

@@ -35,6 +35,10 @@ class ModelConfig(Frozen):
     experts: Literal["both", "swap"] = Field(
         "both", description="of a model with two: both on the device, or the one that runs"
     )
+    text_encoder: Literal["auto", "keep", "reload"] = Field(
+        "auto",
+        description="between prompts: kept in host memory or read anew; auto keeps it where it fits",
+    )
     compile: bool = Field(
         False, description="the transformer's blocks by torch.compile: minutes once, then fewer kernels"
     )

@@ -120,8 +120,8 @@ class DiffusionModel(Protocol):
         """Sentences on what the text encoder will not see: unknown words of the prompt, a cut-off end."""
 
     def encode(self, prompts: Sequence[str]) -> Conditions:
-        """What prompts become, each as if it were the only one; the text encoders are in memory only
-        meanwhile."""
+        """What prompts become, each as if it were the only one; the text encoders are on the device
+        only meanwhile."""
 
     def look(self, image: str, latent: Shape3) -> Conditions:
         """What a picture becomes, each [1, ...], in a model that needs one.

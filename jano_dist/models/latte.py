@@ -135,8 +135,10 @@ class LatteModel:
 class LatteText(TextEncoder):
     """T5. The texts of a video are cut to the length of its prompt, so each comes with its length."""
 
-    def __init__(self, folder: Path, parts: Parts, dtype: torch.dtype, max_sequence_length: int) -> None:
-        super().__init__(folder, parts, dtype, TEXT_TOKENS)
+    def __init__(
+        self, folder: Path, parts: Parts, dtype: torch.dtype, max_sequence_length: int, *, keep: bool = False
+    ) -> None:
+        super().__init__(folder, parts, dtype, TEXT_TOKENS, keep=keep)
 
     def embed(self, pipeline: Any, prompt: str, device: torch.device) -> Conditions:
         with quiet():  # where beautifulsoup is not installed, diffusers says so, and cleans less

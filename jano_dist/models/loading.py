@@ -13,8 +13,9 @@ from jano_dist.models.compiling import check_compiler, compile_blocks
 from jano_dist.models.folder import Parts, sentence
 from jano_dist.models.lora import Loras, fuse_loras
 from jano_dist.models.placement import place
+from jano_dist.models.read_ahead import read_ahead
 from jano_dist.models.text import TextEncoder
-from jano_dist.models.weights import stored_dtype
+from jano_dist.models.weights import stored_dtype, weight_files
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Held:
         experts: `both` on the device, or one at a time (`swap`).
         vae_parallel: `auto`: all ranks decode; `single`: the coordinator alone.
         vae_tiling: decode in overlapping tiles.
+        text_encoder: `keep`: in host memory between prompts, its files read while the transformer loads;
+            `reload`: in memory only while prompts are encoded.
         compile: whether the blocks of the transformer are compiled.
         loras: fused into the transformer, see `fuse_loras`. loras_2: into the second expert.
     """
@@ -45,6 +48,7 @@ class Held:
     experts: str = "both"
     vae_parallel: str = "auto"
     vae_tiling: bool = False
+    text_encoder: str = "reload"
     compile: bool = False
     loras: Loras = ()
     loras_2: Loras = ()
@@ -110,10 +114,20 @@ def load_adapter(adapter: Adapter, folder: Path, parts: Parts, held: Held) -> Di
     """
     if held.compile:
         check_compiler(held.device)
+    keep = held.text_encoder == "keep"
+    _read_ahead(folder, parts, held.mesh or Mesh.single(held.device), texts=keep)
     pipeline = load_pipeline(folder, parts, held)
     dtype = _dtype(folder / "text_encoder", held)
-    text = adapter.text(folder, parts, dtype, held.max_sequence_length)
+    text = adapter.text(folder, parts, dtype, held.max_sequence_length, keep=keep)
     return adapter.model(pipeline, text, parts, held)
+
+
+def _read_ahead(folder: Path, parts: Parts, mesh: Mesh, *, texts: bool) -> None:
+    """What this rank will load: a node's first one the transformers, and the coordinator text encoders."""
+    names = [name for name in parts.skeletons if name.startswith("transformer") and mesh.is_node_lead]
+    if texts and mesh.is_coordinator:
+        names += [name for name in parts.skeletons if name.startswith("text_encoder")]
+    read_ahead([file for name in names for file in weight_files(folder / name)])
 
 
 def _dtype(component: Path, held: Held) -> torch.dtype:

@@ -1,12 +1,14 @@
-"""Text encoders, in memory only while prompts are encoded."""
+"""Text encoders: on the device only while prompts are encoded."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers.pipelines.wan.pipeline_wan import prompt_clean
+from torch import nn
 
 from jano_dist.models.base import Conditions
 from jano_dist.models.folder import Parts, sentence
@@ -20,10 +22,14 @@ class TextEncoder(ABC):
         folder: of the diffusers pipeline. parts: of it, with tokenizers.
         dtype: of the weights.
         max_sequence_length: text tokens a prompt is padded to.
+        keep: whether they stay in host memory once they are loaded.
     """
 
-    def __init__(self, folder: Path, parts: Parts, dtype: torch.dtype, max_sequence_length: int) -> None:
-        self._folder, self._dtype, self._limit = folder, dtype, max_sequence_length
+    def __init__(
+        self, folder: Path, parts: Parts, dtype: torch.dtype, max_sequence_length: int, *, keep: bool = False
+    ) -> None:
+        self._folder, self._dtype, self._limit, self._keep = folder, dtype, max_sequence_length, keep
+        self._kept: Any = None
         self._pipeline = parts.pipeline
         self.tokenizers = parts.tokenizers
         kept = ("text_encoder", "tokenizer")
@@ -39,17 +45,25 @@ class TextEncoder(ABC):
         """What one prompt becomes; `pipeline` is diffusers' with nothing but its text encoders."""
 
     def encode(self, prompts: Sequence[str], device: torch.device) -> Conditions:
-        """See `DiffusionModel.encode`. Loads the encoders and frees them again."""
-        with sentence(str(self._folder)):
-            pipeline = self._pipeline.from_pretrained(
-                self._folder, dtype=self._dtype, **self.tokenizers, **self._others
-            ).to(device)
-        # One by one, as the pipeline does it: a batch rounds differently, and a text may be wanted again.
-        each = [self.embed(pipeline, prompt, device) for prompt in prompts]
-        del pipeline  # nothing refers to it any more, so the encoders' memory is free now
+        """See `DiffusionModel.encode`. Loads the encoders, and frees them again where they are not kept."""
+        pipeline = self._kept or self._load()
+        self._kept = pipeline if self._keep else None
+        modules = [each for each in pipeline.components.values() if isinstance(each, nn.Module)]
+        with lent(modules, device):
+            # One by one, as the pipeline does it: a batch rounds differently, and a text may be wanted again.
+            each = [self.embed(pipeline, prompt, device) for prompt in prompts]
+        del pipeline, modules  # where it is not kept, the encoders' memory is free now
         if device.type == "cuda":
             torch.cuda.empty_cache()
         return join_conditions(each)
+
+    def _load(self) -> Any:
+        """Diffusers' pipeline with nothing but the encoders, in host memory."""
+        # Tensors of inference mode, such as CLIP's positions, could not be used outside of it later.
+        with torch.inference_mode(False), sentence(str(self._folder)):
+            return self._pipeline.from_pretrained(
+                self._folder, dtype=self._dtype, **self.tokenizers, **self._others
+            )
 
     def notes(self, prompt: str, negative_prompt: str = "") -> list[str]:
         """Sentences on what the encoder will not see: words it does not know, an end that is cut off."""
@@ -75,6 +89,30 @@ class TextEncoder(ABC):
                     "its end is cut off"
                 )
         return notes
+
+
+@contextmanager
+def lent(modules: Sequence[nn.Module], device: torch.device) -> Iterator[None]:
+    """Modules on a device, and back in host memory afterwards.
+
+    Nothing is copied back, since weights do not change: the host's tensors wait, and take their places again.
+    """
+    places: list[tuple[dict[str, Any], str, torch.Tensor, torch.Tensor]] = [
+        (store, name, tensor, tensor.data)
+        for module in modules
+        for owner in module.modules()
+        for store in (owner._parameters, owner._buffers)
+        for name, tensor in store.items()
+        if tensor is not None
+    ]
+    try:
+        for module in modules:
+            module.to(device)
+        yield
+    finally:
+        for store, name, tensor, data in places:
+            tensor.data = data
+            store[name] = tensor  # of a buffer `to` makes another one
 
 
 def join_conditions(each: Sequence[Conditions]) -> Conditions:

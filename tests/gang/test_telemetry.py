@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 
 from jano_dist import Engine, UserError, load_config
+from jano_dist.attention.kernels import TORCH
 from jano_dist.mesh import Mesh
 from jano_dist.observe import NullObserver
 from jano_dist.telemetry import Usage, gather_usage, open_sampler, refuse_shared_gpus
@@ -69,7 +70,8 @@ def tell():
         refused = sentence(Engine, config, observer=draws), list(draws.phases)
     # NCCL cannot connect a GPU with itself: what the ranks tell each other of it goes by way of the host.
     on_gpus = mock.patch("jano_dist.engine.pick_device", return_value=torch.device("cuda", 0))
-    with on_gpus, mock.patch("jano_dist.engine.gpu_uuid", return_value=UUID):
+    no_kernel = mock.patch("jano_dist.engine.kernel_for", return_value=TORCH)  # which would look at the GPU
+    with on_gpus, no_kernel, mock.patch("jano_dist.engine.gpu_uuid", return_value=UUID):
         refused_on_gpus = sentence(Engine, config, observer=draws), list(draws.phases)
     engine = Engine(config, observer=draws, sampler=open_sampler(UUID, nvml))
     made = engine.generate("a red ball", observer=draws)

@@ -343,6 +343,47 @@ class TestHostMemory:
         assert host == {"cache": 2 * 40 * N * 10 * 128 * 2, "transformer": sum(tensors_14b())}
 
 
+class TestKeptTextEncoder:
+    """In host memory for as long as the run takes; on a CPU it is used where it lies, and counted once."""
+
+    def test_row(self, large):
+        kept, anew = (memory_of(large, config(model__text_encoder=how), ALONE) for how in ("keep", "reload"))
+        assert kept.host == {"text encoder": large.text_encoder * 2}
+        assert anew.host == memory_of(large, config(), ALONE).host == {}
+        assert kept.phases == anew.phases
+
+    def test_on_a_cpu(self, large):
+        kept, anew = (
+            memory_of(large, config(model__text_encoder=how), ALONE, gpu=False) for how in ("keep", "reload")
+        )
+        assert anew.encode["text encoder"] == kept.host["text encoder"]
+        assert not kept.encode["text encoder"]
+
+    @pytest.mark.parametrize(("host", "wanted"), [(14, "keep"), (10, "reload"), (None, "keep")])
+    def test_auto_keeps_it_where_it_fits(self, monkeypatch, host, wanted):
+        """11.4 GB of it; a made-up GPU and host, or one that does not say."""
+        monkeypatch.setattr(fit_module, "room_on", lambda *_: Room(200 * GIB, host * GIB) if host else None)
+        settings = config()
+        device = torch.device("cuda", 0)
+        monkeypatch.setattr(fit_module, "read_sizes", lambda name: read_sizes(name, local=True))
+        assert check_fit(settings, ALONE, device) == wanted
+        assert check_fit(config(model__text_encoder="reload"), ALONE, device) == "reload"
+
+    def test_what_helps_where_it_does_not_fit(self, large):
+        room = Room(200 * GIB, 5 * GIB)
+        said = complaint(large, config(model__text_encoder="keep"), ALONE, room, local_world=1)
+        assert "needs about 10.6 GiB of host memory but 5.0 GiB are free" in said
+        assert said.endswith(f"use --set model.text_encoder=reload ({gib(room, large)} per rank)")
+
+    def test_reload_is_no_saving_where_it_is_not_kept(self, large):
+        found = cheapest(large, config(), Room(80 * GIB), world=1, local_world=1)
+        assert "text_encoder" not in found[0]
+
+
+def gib(room, sizes):
+    return fit_module.gib(room.needed(memory_of(sizes, config(), ALONE)))
+
+
 class TestLibraries:
     """Estimates; only their form can be checked: what grows with what, and that nothing counts twice."""
 

@@ -1,11 +1,14 @@
 """Texts are encoded as diffusers encodes them, each once, and in few loads of the text encoder."""
 
+import shutil
+
 import pytest
 import torch
 from diffusers import WanPipeline
 
 from jano_dist import Engine, UserError, load_config
-from jano_dist.models.text import TextEncoder
+from jano_dist.models import load_model
+from jano_dist.models.text import TextEncoder, lent
 from jano_dist.texts import Texts
 from tests.conftest import WAN_TINY
 
@@ -114,3 +117,111 @@ class TestEngine:
     def test_not_of_another_model(self, engine, small):
         with pytest.raises(UserError, match="section model"):
             engine.share(load_config(small, overrides={"model.vae_tiling": True}))
+
+
+def model_of(text_encoder, folder="wan-tiny"):
+    settings = {"dtype": "auto", "vae_dtype": "float32", "max_sequence_length": 32}
+    return load_model(str(folder), device=torch.device("cpu"), text_encoder=text_encoder, **settings)
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """For each time that text encoders were read from their files, whether it was in inference mode."""
+    calls, read = [], WanPipeline.from_pretrained.__func__
+
+    def noting(cls, *args, **rest):
+        calls.append(torch.is_inference_mode_enabled())
+        return read(cls, *args, **rest)
+
+    monkeypatch.setattr(WanPipeline, "from_pretrained", classmethod(noting))
+    return calls
+
+
+class TestKept:
+    """Between prompts, in host memory."""
+
+    def test_bit_for_bit_as_read_anew(self, reads):
+        ours = {}
+        for how, times in (("keep", 1), ("reload", 3)):
+            model = model_of(how)
+            reads.clear()
+            ours[how] = []
+            with torch.inference_mode():  # as in a generation
+                ours[how] += [model.encode(PROMPTS[:2])["text"], model.encode(PROMPTS[2:])["text"]]
+            ours[how].append(model.encode(PROMPTS[:1])["text"])
+            assert reads == [False] * times
+        for kept, anew in zip(ours["keep"], ours["reload"], strict=True):
+            assert torch.equal(kept, anew)
+
+    def test_by_default_where_it_fits(self, small, reads, monkeypatch):
+        for how, fits, times in (("auto", True, 1), ("auto", False, 2), ("reload", True, 2)):
+            config = load_config(small, overrides={"model.text_encoder": how, "policy.name": "full"})
+            with monkeypatch.context() as patch:
+                if not fits:
+                    patch.setattr("jano_dist.engine.check_fit", lambda *_, **__: "reload")
+                engine = Engine(config)
+            reads.clear()
+            for prompt in ("a red ball", "a blue box"):
+                engine.generate(prompt)
+            assert len(reads) == times
+
+    @pytest.mark.parametrize("how", ["keep", "reload"])
+    def test_a_broken_one_is_said_in_the_same_sentence(self, tmp_path, how):
+        folder = tmp_path / "model"
+        shutil.copytree(WAN_TINY, folder)
+        model = model_of(how, folder)
+        (folder / "text_encoder" / "config.json").write_text("{")
+        with pytest.raises(UserError, match=f"{folder} does not load as a diffusers pipeline .*: fetch the"):
+            model.encode(PROMPTS)
+
+
+class Tied(torch.nn.Module):
+    """Two names of one weight, and a buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)
+        self.second.weight = self.first.weight
+        self.register_buffer("places", torch.arange(3), persistent=False)
+
+
+class Copied(Tied):
+    """What PyTorch does for a GPU, on the CPU: parameters get other data, buffers are others."""
+
+    def to(self, device):
+        return self._apply(lambda tensor: tensor.to(device, copy=True))
+
+
+class TestLent:
+    """No copy comes back, so what lay in host memory lies there again."""
+
+    def test_moved_as_to_a_gpu(self):
+        module = Copied()
+        tensors = [module.first.weight, module.first.bias, module.second.bias, module.places]
+        places, values = [each.data_ptr() for each in tensors], [each.clone() for each in tensors]
+        with torch.inference_mode(), lent([module], torch.device("cpu")):
+            now = [module.first.weight, module.first.bias, module.second.bias, module.places]
+            assert not {each.data_ptr() for each in now} & set(places)
+            assert all(torch.equal(*pair) for pair in zip(now, values, strict=True))
+        now = [module.first.weight, module.first.bias, module.second.bias, module.places]
+        assert [each.data_ptr() for each in now] == places
+
+    @pytest.mark.parametrize("fails", [False, True])
+    def test_home_again(self, fails):
+        """Where parameters become others, too."""
+        module = Tied()
+        tensors = [module.first.weight, module.first.bias, module.second.bias, module.places]
+        places, values = [each.data_ptr() for each in tensors], [each.clone() for each in tensors]
+        with torch.inference_mode():
+            try:
+                with lent([module], torch.device("meta")):
+                    assert module.first.weight.is_meta
+                    assert module.places.is_meta
+                    assert fails is False or 1 / 0
+            except ZeroDivisionError:
+                assert fails
+        assert module.second.weight is module.first.weight
+        now = [module.first.weight, module.first.bias, module.second.bias, module.places]
+        assert [each.data_ptr() for each in now] == places
+        assert all(torch.equal(*pair) for pair in zip(now, values, strict=True))
+        module.first(torch.ones(3)).sum().backward()  # they are ordinary tensors still
