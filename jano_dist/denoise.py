@@ -31,6 +31,7 @@ from jano_dist.tokens.complexity import ACTIVE
 from jano_dist.tokens.grid import Shape3
 from jano_dist.tokens.plan import Deal, TokenPlan
 from jano_dist.tokens.schedule import StepKind
+from jano_dist.turns import Turns
 
 _KINDS = list(StepKind)
 # Before the names of their tensors in a snapshot.
@@ -287,19 +288,33 @@ class Denoiser:
         caches = [idle] * len(state.branches) if kind is StepKind.FULL else state.caches
         # All of a rank's keys and values where they are made again from what the cache keeps.
         kv_deal = self._deal(state.plan, StepKind.REFRESH) if caches[0].projects_all else deal
-        attend = self._attend(deal, kv_deal)
+        turns = self._turns(state, deal)
+        attend = self._attend(deal, kv_deal, turns)
         own_text = deal.own_text(mesh.index("sequence"))
-        outputs = [
-            self._model.forward(state.latent, timestep, branch, own, cache, attend, own_text)
+        forwards = [
+            partial(self._model.forward, state.latent, timestep, branch, own, cache, attend, own_text)
             for branch, cache in zip(state.branches, caches, strict=True)
         ]
+        outputs = turns.run(forwards) if turns else [forward() for forward in forwards]
         # Partners swap the rows they computed, and only what is guided is gathered: half the bytes.
         halves = [len(own)] * mesh.size("cfg")
         swapped = [part for rows in outputs for part in mesh.gather_rows(rows, halves, "cfg").split(halves)]
         guided = guide(swapped, self._guidance(state.expert))
         return mesh.gather_rows(guided, deal.counts, "sequence")
 
-    def _attend(self, deal: Deal, kv_deal: Deal) -> SequenceAttention:
+    def _turns(self, state: State, deal: Deal) -> Turns | None:
+        """Whether the branches of a rank take turns: one computes while the other's rows travel.
+
+        Not where layers take turns in the buffers of a cache; nor with most of the tokens: there exchanges
+        are little beside computing, and two forwards at once would need more memory than a full step.
+        """
+        keeping = self._config.cache
+        few = 2 * sum(deal.counts) <= state.plan.tokens
+        alone = keeping.dtype == "native" and keeping.device == "accelerator"
+        shared = self._mesh.size("sequence") > 1 and len(state.branches) > 1
+        return Turns(self._model.device) if self._model.overlaps and shared and few and alone else None
+
+    def _attend(self, deal: Deal, kv_deal: Deal, turns: Turns | None) -> SequenceAttention:
         """Self-attention of a step; its keys and values are of the rows of `kv_deal`."""
         shard, second = self._mesh.index("kv"), None
         attention = partial(
@@ -307,6 +322,7 @@ class Denoiser:
             self._mesh,
             chunk_rows=chunk_rows(self._model.device.type),
             kernel=self._kernel,
+            meanwhile=turns.pass_on if turns else None,
         )
         if self._model.geometry.second_layers:
             video = deal.without_text()

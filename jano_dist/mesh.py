@@ -153,10 +153,21 @@ class Mesh:
         result, work = self._exchange(rows, sent, received, dim, later=True)
         return Pending(result, work, lambda: self._counted(0, "wait", dim))
 
-    def all_to_all(self, rows: Tensor, sent: Sequence[int], received: Sequence[int], dim: Dim) -> Tensor:
-        """`begin_all_to_all` where nothing is done meanwhile: NCCL then needs no stream of its own."""
+    def all_to_all(
+        self,
+        rows: Tensor,
+        sent: Sequence[int],
+        received: Sequence[int],
+        dim: Dim,
+        meanwhile: Callable[[], None] | None = None,
+    ) -> Tensor:
+        """`begin_all_to_all`, waited for after `meanwhile`; without it NCCL needs no stream of its own."""
         if self._groups is None or self.size(dim) == 1:
             return rows
+        if meanwhile is not None:
+            pending = self.begin_all_to_all(rows, sent, received, dim)
+            meanwhile()
+            return pending.wait()
         return self._exchange(rows, sent, received, dim, later=False)[0]
 
     def _exchange(

@@ -14,7 +14,7 @@ Shapes: n_r rows of this rank, n_s of its shard (the ranks of one Ulysses group)
 tokens kept in this shard; H heads, U Ulysses ranks, h = H / U, D head dimension.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -35,6 +35,9 @@ def chunk_rows(device: str) -> int:
         device: `cpu` or `cuda`.
     """
     return 4096 if device == "cpu" else 16_384
+
+
+Meanwhile = Callable[[], None] | None
 
 
 class Attend(Protocol):
@@ -68,6 +71,7 @@ class SequenceAttention:
         chunk_rows: queries of all shards that are sent at a time; see `chunk_rows`.
         kernel: that attends.
         second: attention of the rows without those of the text, where the model asks for it.
+        meanwhile: called while an exchange is on its way.
     """
 
     def __init__(
@@ -80,10 +84,11 @@ class SequenceAttention:
         chunk_rows: int,
         kernel: Kernel = TORCH,
         second: Attend | None = None,
+        meanwhile: Meanwhile = None,
     ) -> None:
-        self._ulysses = Ulysses(mesh, _of_shard(mesh, counts), _of_shard(mesh, kv_counts))
+        self._ulysses = Ulysses(mesh, _of_shard(mesh, counts), _of_shard(mesh, kv_counts), meanwhile)
         resident = mesh.size("kv") > 1
-        self._core = KVResident(mesh, counts, chunk_rows, kernel) if resident else kernel.attention
+        self._core = KVResident(mesh, counts, chunk_rows, kernel, meanwhile) if resident else kernel.attention
         self._moves, self._second = moves, second
 
     def __call__(
@@ -93,6 +98,10 @@ class SequenceAttention:
             return self._second(q_nhd, k_nhd, v_nhd, kv)
         q, k, v = self._ulysses.to_heads(q_nhd, k_nhd, v_nhd)
         return self._ulysses.to_rows(self._core(q, *kv.update(k, v, self._moves)))
+
+
+def _nothing() -> None:
+    return
 
 
 def _of_shard(mesh: Mesh, counts: Sequence[int]) -> Sequence[int]:
@@ -105,9 +114,13 @@ class Ulysses:
 
     Args:
         counts: rows each rank of the shard computes. kv_counts: rows it brings keys and values of.
+        meanwhile: see `SequenceAttention`.
     """
 
-    def __init__(self, mesh: Mesh, counts: Sequence[int], kv_counts: Sequence[int]) -> None:
+    def __init__(
+        self, mesh: Mesh, counts: Sequence[int], kv_counts: Sequence[int], meanwhile: Meanwhile
+    ) -> None:
+        self._meanwhile = meanwhile
         self._mesh, self._counts, self._kv_counts = mesh, counts, kv_counts
         self._ranks, self._own = mesh.size("ulysses"), counts[mesh.index("ulysses")]
 
@@ -129,7 +142,8 @@ class Ulysses:
         sent = parts[0].new_empty(self._ranks, rows, len(parts), own_heads, dim)
         for place, part in enumerate(parts):
             sent[:, :, place] = part.view(rows, self._ranks, own_heads, dim).transpose(0, 1)
-        received = self._mesh.all_to_all(sent.flatten(0, 1), [rows] * self._ranks, counts, "ulysses")
+        give, rest = sent.flatten(0, 1), ([rows] * self._ranks, counts)
+        received = self._mesh.all_to_all(give, *rest, "ulysses", self._meanwhile)
         return received.unbind(1)
 
     def to_rows(self, out_nhd: Tensor) -> Tensor:
@@ -137,7 +151,8 @@ class Ulysses:
         if self._ranks == 1:
             return out_nhd
         back = [self._own] * self._ranks
-        received = self._mesh.all_to_all(out_nhd.contiguous(), self._counts, back, "ulysses")
+        given = out_nhd.contiguous()
+        received = self._mesh.all_to_all(given, self._counts, back, "ulysses", self._meanwhile)
         heads_apart = received.view(self._ranks, self._own, *out_nhd.shape[1:])  # [U, n_r, h, D]
         return heads_apart.transpose(0, 1).flatten(1, 2)
 
@@ -146,10 +161,13 @@ class KVResident:
     """Attention of every shard's queries to every shard's keys and values, which stay in their shards.
 
     Args:
-        counts: rows each sequence rank computes. chunk_rows, kernel: see `SequenceAttention`.
+        counts: rows each sequence rank computes. chunk_rows, kernel, meanwhile: see `SequenceAttention`.
     """
 
-    def __init__(self, mesh: Mesh, counts: Sequence[int], chunk_rows: int, kernel: Kernel) -> None:
+    def __init__(
+        self, mesh: Mesh, counts: Sequence[int], chunk_rows: int, kernel: Kernel, meanwhile: Meanwhile
+    ) -> None:
+        self._meanwhile = meanwhile or _nothing
         self._kernel, size = kernel, mesh.size("ulysses")
         shards = [sum(counts[first : first + size]) for first in range(0, len(counts), size)]
         self._mesh, self._own = mesh, mesh.index("kv")
@@ -167,11 +185,13 @@ class KVResident:
             self._mesh.begin_gather(part.contiguous(), counts, "kv")
             for part, counts in zip(queries, self._chunks, strict=True)
         ]
+        self._meanwhile()
         returning = []
         for gathered, counts in zip(coming, self._chunks, strict=True):
             parts = _pack(*self._kernel.attention_with_lse(gathered.wait(), k_nhd, v_nhd))
             back = [counts[self._own]] * len(counts)
             returning.append(self._mesh.begin_all_to_all(parts, counts, back, "kv"))
+        self._meanwhile()
         merged = [merge(*_unpack(part.wait(), len(self._chunks[0]), q_nhd)) for part in returning]
         return torch.cat(merged)
 

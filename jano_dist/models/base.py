@@ -115,6 +115,7 @@ class DiffusionModel(Protocol):
     geometry: Geometry
     device: torch.device
     dtype: torch.dtype
+    overlaps: bool  # whether two forwards may be under way at once
 
     def notes(self, prompt: str, negative_prompt: str = "") -> list[str]:
         """Sentences on what the text encoder will not see: unknown words of the prompt, a cut-off end."""

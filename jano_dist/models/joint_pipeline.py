@@ -19,6 +19,7 @@ from jano_dist.models.joint import FluxTransformer, JointTransformer, StableDiff
 from jano_dist.models.loading import Adapter, Held
 from jano_dist.models.pixels import to_frames
 from jano_dist.models.text import TextEncoder, to_dtype
+from jano_dist.models.twins import Twins
 from jano_dist.tokens.grid import Shape3
 
 _SHIFTS = {"base_image_seq_len": 256, "max_image_seq_len": 4096, "base_shift": 0.5}  # diffusers' defaults
@@ -41,10 +42,12 @@ class ImageModel(ABC):
         pipeline.vae.to(held.device)
         if held.vae_tiling:
             pipeline.vae.enable_tiling()
-        self._transformer = self.transformer(pipeline.transformer)
+        self.overlaps = held.overlaps
+        bodies = Twins(self.transformer, pipeline.transformer, two=self.overlaps)
+        self._transformer = bodies.first
         self.geometry = parts.geometry
         self.device, self.dtype = held.device, self._transformer.dtype
-        self.forward = self._transformer.forward
+        self.forward = bodies.forward
         self.unpatchify = self._transformer.unpatchify
 
     @abstractmethod

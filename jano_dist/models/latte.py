@@ -58,6 +58,8 @@ class LatteModel:
         self.geometry.check_image(image)  # refuses it
         return {}
 
+    overlaps = False  # ranks share branches only
+
     def branch(self, conditions: Conditions, guidance: float = 1.0, expert: int = 0) -> Branch:
         return Branch(conditions)
 

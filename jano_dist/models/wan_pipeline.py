@@ -18,6 +18,7 @@ from jano_dist.models.folder import Parts, sentence
 from jano_dist.models.loading import Adapter, Held
 from jano_dist.models.pixels import to_frames
 from jano_dist.models.text import TextEncoder, to_dtype
+from jano_dist.models.twins import Twins
 from jano_dist.models.wan import WanTransformer
 from jano_dist.models.wan_i2v import look
 from jano_dist.models.wan_vae import VideoDecoder
@@ -37,7 +38,9 @@ class WanModel:
     def __init__(self, pipeline: WanPipeline, text: TextEncoder, parts: Parts, held: Held) -> None:
         self._pipeline, self._text = pipeline, text
         pipeline.vae.to(held.device)
-        self._experts = [WanTransformer(each) for each in _transformers(pipeline)]
+        self.overlaps = held.overlaps
+        bodies = [Twins(WanTransformer, each, two=self.overlaps) for each in _transformers(pipeline)]
+        self._bodies, self._experts = bodies, [each.first for each in bodies]
         self._swaps = held.experts == "swap" and len(self._experts) > 1
         if held.vae_tiling:
             pipeline.vae.enable_tiling()
@@ -67,7 +70,7 @@ class WanModel:
             self._experts[expert].module.to(self.device)
 
     def forward(self, latent: Tensor, timestep: Tensor, branch: Branch, *rest: Any, **options: Any) -> Tensor:
-        return self._experts[branch.expert].forward(latent, timestep, branch, *rest, **options)
+        return self._bodies[branch.expert].forward(latent, timestep, branch, *rest, **options)
 
     def noise(self, latent: Shape3, seed: int) -> Tensor:
         shape, generator = (1, self.geometry.channels, *latent), torch.Generator("cpu").manual_seed(seed)

@@ -79,7 +79,7 @@ class TwoLayers:
     """What the loop asks of a model. The noise of another rank would be another one."""
 
     geometry = WanGeometry(2, 2, (4, 8, 8), (1, 2, 2), LAYERS, HEADS, HEAD_DIM, 1, WIDTH, 1)
-    device, dtype = torch.device("cpu"), DTYPE
+    device, dtype, overlaps = torch.device("cpu"), DTYPE, True
     scheduler = staticmethod(Euler)
     rank = 0
 
