@@ -134,6 +134,18 @@ OPTIONS = {
         ["--model", "nobody-at-all/nothing"],
         ["'nobody-at-all/nothing' is neither a folder here nor", "check the name and the network"],
     ),
+    "unknown_kernel": (
+        settings("attention.backend=flash"),
+        ["attention.backend should be auto, torch, cudnn", "or xfuser:NAME, not 'flash'", "correct it"],
+    ),
+    "unknown_kernel_of_xfuser": (
+        settings("attention.backend=xfuser:flash_9"),
+        ["there is no attention.backend xfuser:FLASH_9", "choose auto, torch", "FLASH_3"],
+    ),
+    "kernel_of_a_gpu": (
+        settings("attention.backend=cudnn", "runtime.device=cpu"),
+        ["attention.backend cudnn cannot be used here", "it needs a GPU", "set it to auto"],
+    ),
     # The command line itself.
     "unknown_option": (["--frame", "5"], ["No such option: --frame", "--frames", "see `jano-dist generate"]),
     "option_of_wrong_type": (["--steps", "many"], ["--steps", "valid integer", "see `jano-dist generate"]),

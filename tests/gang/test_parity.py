@@ -159,7 +159,7 @@ class Collectives(NullObserver):
         # A clock that ticks when it is looked at, and once more at every computation of attention.
         clock = itertools.count()
         self.patches.enter_context(
-            mock.patch("jano_dist.mesh.time", SimpleNamespace(perf_counter=clock.__next__))
+            mock.patch("jano_dist.clock.time", SimpleNamespace(perf_counter=clock.__next__))
         )
         for name in ("attention", "attention_with_lse"):
             self.patches.enter_context(
