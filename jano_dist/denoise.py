@@ -3,7 +3,6 @@
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,11 +10,11 @@ import torch
 from torch import Tensor
 
 from jano_dist import observe
-from jano_dist.attention.distributed import SequenceAttention, chunk_rows
 from jano_dist.attention.kernels import TORCH, Kernel
 from jano_dist.cache import Cache, CacheSizes, Keeping, NoCache, make_caches
 from jano_dist.config import Config
 from jano_dist.errors import NotFinite, RunError, name_ranks
+from jano_dist.forwards import Forwards
 from jano_dist.mesh import Mesh
 from jano_dist.models import Branch, Conditions, DiffusionModel, split_conditions, with_first_frame
 from jano_dist.observe import Observer, StepRecord, merge_ranks, step_table
@@ -23,7 +22,6 @@ from jano_dist.policies import BlockPolicy, Policy
 from jano_dist.reuse import BlockCache, Setting
 from jano_dist.runtime import release
 from jano_dist.sampling.flow import Path
-from jano_dist.sampling.guidance import guide
 from jano_dist.sampling.scheduler_state import restore_scheduler, scheduler_state
 from jano_dist.sampling.velocity import VelocityRows
 from jano_dist.snapshot import Snapshot, Snapshots
@@ -31,7 +29,6 @@ from jano_dist.tokens.complexity import ACTIVE
 from jano_dist.tokens.grid import Shape3
 from jano_dist.tokens.plan import Deal, TokenPlan
 from jano_dist.tokens.schedule import StepKind
-from jano_dist.turns import Turns
 
 _KINDS = list(StepKind)
 # Before the names of their tensors in a snapshot.
@@ -73,7 +70,7 @@ class Denoiser:
     def __init__(
         self, config: Config, model: DiffusionModel, mesh: Mesh, latent: Shape3, kernel: Kernel = TORCH
     ) -> None:
-        self._kernel = kernel
+        self._forwards = Forwards(model, mesh, kernel, config.cache)
         self._config, self._model, self._mesh, self._latent = config, model, mesh, latent
         t, h, w = (size // edge for size, edge in zip(latent, model.geometry.patch, strict=True))
         self.token_shape: Shape3 = (t, h, w)
@@ -282,53 +279,11 @@ class Denoiser:
 
     def _compute(self, state: State, timestep: Tensor, kind: StepKind, deal: Deal) -> Tensor:
         """Guided velocity rows [n, P] of the tokens in a deal, on every rank."""
-        mesh = self._mesh
-        idle: Cache = NoCache(self._model.geometry.attentions)
-        own = deal.own(mesh.index("sequence"))
-        caches = [idle] * len(state.branches) if kind is StepKind.FULL else state.caches
-        # All of a rank's keys and values where they are made again from what the cache keeps.
-        kv_deal = self._deal(state.plan, StepKind.REFRESH) if caches[0].projects_all else deal
-        turns = self._turns(state, deal)
-        attend = self._attend(deal, kv_deal, turns)
-        own_text = deal.own_text(mesh.index("sequence"))
-        forwards = [
-            partial(self._model.forward, state.latent, timestep, branch, own, cache, attend, own_text)
-            for branch, cache in zip(state.branches, caches, strict=True)
-        ]
-        outputs = turns.run(forwards) if turns else [forward() for forward in forwards]
-        # Partners swap the rows they computed, and only what is guided is gathered: half the bytes.
-        halves = [len(own)] * mesh.size("cfg")
-        swapped = [part for rows in outputs for part in mesh.gather_rows(rows, halves, "cfg").split(halves)]
-        guided = guide(swapped, self._guidance(state.expert))
-        return mesh.gather_rows(guided, deal.counts, "sequence")
-
-    def _turns(self, state: State, deal: Deal) -> Turns | None:
-        """Whether the branches of a rank take turns: one computes while the other's rows travel.
-
-        Not where layers take turns in the buffers of a cache; nor with most of the tokens: there exchanges
-        are little beside computing, and two forwards at once would need more memory than a full step.
-        """
-        keeping = self._config.cache
-        few = 2 * sum(deal.counts) <= state.plan.tokens
-        alone = keeping.dtype == "native" and keeping.device == "accelerator"
-        shared = self._mesh.size("sequence") > 1 and len(state.branches) > 1
-        return Turns(self._model.device) if self._model.overlaps and shared and few and alone else None
-
-    def _attend(self, deal: Deal, kv_deal: Deal, turns: Turns | None) -> SequenceAttention:
-        """Self-attention of a step; its keys and values are of the rows of `kv_deal`."""
-        shard, second = self._mesh.index("kv"), None
-        attention = partial(
-            SequenceAttention,
-            self._mesh,
-            chunk_rows=chunk_rows(self._model.device.type),
-            kernel=self._kernel,
-            meanwhile=turns.pass_on if turns else None,
-        )
-        if self._model.geometry.second_layers:
-            video = deal.without_text()
-            second = attention(video.counts, kv_deal.counts, video.moves[shard])
-        counts, kv_counts = deal.sequence_counts, kv_deal.sequence_counts
-        return attention(counts, kv_counts, deal.moves[shard], second=second)
+        idle: list[Cache] = [NoCache(self._model.geometry.attentions)] * len(state.branches)
+        caches = idle if kind is StepKind.FULL else state.caches
+        branches = list(zip(state.branches, caches, strict=True))
+        every, guidance = self._deal(state.plan, StepKind.REFRESH), self._guidance(state.expert)
+        return self._forwards.rows(state.latent, timestep, branches, deal, every, guidance)
 
     def _replan(self, state: State, levels: Tensor | None) -> None:
         """A new map, of the coordinator: order the tokens by it and start empty caches in that order."""
