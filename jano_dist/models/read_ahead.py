@@ -2,7 +2,7 @@
 
 The libraries map files and touch them tensor by tensor, so the disk gets one small request at a time and
 waits in between for what is copied, sent or moved to a device. Here the kernel is told what will be wanted:
-it reads as many ranges at once as the disk takes, and what it has already not again.
+it reads as many ranges at once as the disk takes, in this order, and what it has already not again.
 """
 
 import os
