@@ -55,11 +55,9 @@ class Held:
 
     @property
     def overlaps(self) -> bool:
-        """Whether ranks share a sequence, and two forwards can be under way at once: not where weights come
-        and go, or blocks are compiled (not tried)."""
-        shared = self.mesh is not None and self.mesh.size("sequence") > 1
-        stay = self.weights == "replicated" and self.experts == "both"
-        return shared and stay and not self.compile
+        """Whether two forwards can be under way at once: not where weights come and go, or blocks are
+        compiled (not tried)."""
+        return self.weights == "replicated" and self.experts == "both" and not self.compile
 
 
 @dataclass(frozen=True)
