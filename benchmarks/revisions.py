@@ -20,7 +20,7 @@ from benchmarks.common import PROMPTS, RESULTS, save
 
 VIDEOS = ((17, 128), (33, 256))  # frames, height and width: 320 and 2,304 tokens
 RANKS = {"1 process": (1, 1), "ulysses 2": (2, 2)}  # ranks, and the Ulysses degree
-TURNS = 2
+TURNS = 1
 CHECKOUT = RESULTS.parents[1]
 
 

@@ -77,7 +77,7 @@ class Forwards:
             meanwhile=turns.pass_on if turns else None,
         )
         if self._model.geometry.second_layers:
-            video = deal.without_text()
+            video = deal.without_text
             second = attention(video.counts, kv_deal.counts, video.moves[shard])
         counts, kv_counts = deal.sequence_counts, kv_deal.sequence_counts
         return attention(counts, kv_counts, deal.moves[shard], second=second)

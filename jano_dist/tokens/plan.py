@@ -1,7 +1,8 @@
 """Complexity map -> the order of the tokens, the rows each step kind computes, and who computes them."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -65,6 +66,7 @@ class Deal:
         first = sum(self.text_counts[:rank])
         return self.text[first : first + self.text_counts[rank]]
 
+    @cached_property
     def without_text(self) -> "Deal":
         """The same tokens on the same ranks, in buffers of their own that hold no text."""
         size, moves = len(self.counts) // len(self.moves), []
@@ -94,6 +96,8 @@ class TokenPlan:
     order: Tensor
     counts: dict[int, int]
     text: int = 0
+    # Made once each: steps of a kind share their tensors.
+    _deals: dict[tuple[StepKind, int, int], Deal] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def from_levels(cls, levels: Tensor, text: int = 0) -> "TokenPlan":
@@ -136,6 +140,12 @@ class TokenPlan:
             ranks: that share the sequence.
             shards: into how many equal groups of neighbours they are divided; see `Deal.moves`.
         """
+        key = kind, ranks, shards
+        if key not in self._deals:
+            self._deals[key] = self._dealt(*key)
+        return self._deals[key]
+
+    def _dealt(self, kind: StepKind, ranks: int, shards: int) -> Deal:
         runs: list[list[range]] = [[] for _ in range(ranks)]  # plan positions, per rank and bucket
         first = 0
         for level in _BUCKETS:

@@ -307,7 +307,7 @@ def test_without_text_the_others_stay_where_they_are(levels, text, shards, size,
     """Row by row: each token is on the same rank, and in its shard's buffers behind the same tokens."""
     plan = TokenPlan.from_levels(torch.tensor(levels, dtype=torch.uint8), text)
     both = plan.deal(kind, shards * size, shards)
-    alone = both.without_text()
+    alone = both.without_text
     assert alone.sequence_counts == alone.counts == both.counts
     assert torch.equal(alone.rows, both.rows)
     for shard in range(shards):
@@ -322,3 +322,13 @@ def test_without_text_the_others_stay_where_they_are(levels, text, shards, size,
         own = [token for rank in ranks for token in both.own(rank).tolist()]
         found = {to + step: own[at + step] for at, to, run in alone.moves[shard] for step in range(run)}
         assert [found[place] for place in range(len(own))] == wanted
+
+
+def test_a_deal_is_made_once():
+    """Steps of a kind share their tensors; other ranks, shards, kinds and maps have their own."""
+    plan = plan_of([3, 1, 2, 3])
+    first = plan.deal(StepKind.ACTIVE, 2)
+    assert plan.deal(StepKind.ACTIVE, 2) is first
+    others = [plan.deal(StepKind.ACTIVE, 1), plan.deal(StepKind.REFRESH, 2), plan.deal(StepKind.ACTIVE, 2, 2)]
+    assert all(other is not first for other in [*others, plan_of([3, 1, 2, 3]).deal(StepKind.ACTIVE, 2)])
+    assert [other.counts for other in others] == [(2,), (2, 2), (1, 1)]
