@@ -61,7 +61,11 @@ def compare(before: Path, video: tuple[int, int], ranks: tuple[int, int]) -> lis
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--before", required=True, help="the earlier revision")
-    revision = parser.parse_args().before
+    parser.add_argument(
+        "--sizes", type=int, default=len(VIDEOS), help="how many of the sizes, small ones first"
+    )
+    args = parser.parse_args()
+    revision = args.before
     with tempfile.TemporaryDirectory() as folder:
         earlier = Path(folder, "earlier")
         git = ["git", "-C", str(CHECKOUT), "worktree"]
@@ -69,7 +73,7 @@ def main() -> None:
         try:
             rows = [
                 {"video tokens": (frames // 4 + 1) * (size // 16) ** 2, "ranks": name, **row}
-                for frames, size in VIDEOS
+                for frames, size in VIDEOS[: args.sizes]
                 for name, ranks in RANKS.items()
                 for row in compare(earlier, (frames, size), ranks)
             ]
