@@ -146,7 +146,7 @@ class AloneMesh:
             rows = rows.repeat(-(-wanted // max(len(rows), 1)), *[1] * (rows.ndim - 1))
         return Pending(rows[:wanted], None, nullcontext)
 
-    def all_to_all(self, rows: Tensor, sent: Any, received: Any, dim: str) -> Tensor:
+    def all_to_all(self, rows: Tensor, sent: Any, received: Any, dim: str, meanwhile: Any = None) -> Tensor:
         return self.begin_all_to_all(rows, sent, received, dim).wait()
 
     def begin_gather(self, rows: Tensor, counts: Any, dim: str) -> Pending:

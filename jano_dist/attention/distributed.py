@@ -165,7 +165,12 @@ class KVResident:
     """
 
     def __init__(
-        self, mesh: Mesh, counts: Sequence[int], chunk_rows: int, kernel: Kernel, meanwhile: Meanwhile
+        self,
+        mesh: Mesh,
+        counts: Sequence[int],
+        chunk_rows: int,
+        kernel: Kernel,
+        meanwhile: Meanwhile = None,
     ) -> None:
         self._meanwhile = meanwhile or _nothing
         self._kernel, size = kernel, mesh.size("ulysses")

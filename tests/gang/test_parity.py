@@ -202,6 +202,7 @@ class Collectives(NullObserver):
 def collectives(split):
     """Of each forward and of each step of a generation: see `Collectives`."""
     engine = Engine(config("jano", "image", **mesh_of(split)))
+    engine.model.overlaps = False  # of forwards that take turns each would have the other's, too
     with Collectives() as counting:
         engine.model.forward = counting.watch(engine.model.forward)
         engine.generate(PROMPT, seed=1, observer=counting)

@@ -55,14 +55,16 @@ def check_collectives(rows):
     """Per layer and forward two exchanges for heads; per step a gather and a decision. With the map come its
     digest and, for the first snapshot, what ranks know of the steps."""
     layers = read_sizes("wan-tiny", local=True).geometry.layers
-    exchanges = BRANCHES * 2 * layers
+    number = BRANCHES * 2 * layers
     for row in rows:
         for index, step in enumerate(row["step"]):
             names = Counter(event["name"] for event in row["collective"] if inside(event, step))
             mapped = index == KINDS.index("refresh")
+            # Of few tokens a rank's branches take turns, so exchanges are begun, and waited for later.
             assert names == Counter(
                 {
-                    "all-to-all ulysses": exchanges,
+                    "all-to-all ulysses": number,
+                    **({"wait ulysses": number} if is_few(step, row) else {}),
                     "all-to-all sequence": 1,
                     "broadcast": 1 + mapped,
                     "collect": 2 * mapped,
@@ -76,9 +78,23 @@ def check_collectives(rows):
 
 def check_alignment(rows):
     """Nobody has the rows of another rank before that one has sent them."""
-    one, other = ([e for e in row["collective"] if e["name"].startswith("all-to-all")] for row in rows)
-    for mine, theirs in zip(one, other, strict=True):
-        assert max(mine["ts"], theirs["ts"]) <= min(end(mine), end(theirs))
+    for one, other in zip(*map(exchanges, rows), strict=True):
+        assert max(one[0], other[0]) <= min(one[1], other[1])
+
+
+def exchanges(row):
+    """When each was begun, and when it was had: waited for, in the same order, where branches take turns."""
+    waits = (end(event) for event in row["collective"] if event["name"] == "wait ulysses")
+    few = [step for step in row["step"] if is_few(step, row)]
+    for event in row["collective"]:
+        if event["name"].startswith("all-to-all"):
+            later = event["name"].endswith("ulysses") and any(inside(event, step) for step in few)
+            yield event["ts"], next(waits) if later else end(event)
+
+
+def is_few(step, row):
+    """Whether at most half of the tokens are computed."""
+    return 2 * step["args"]["tokens"] <= row["step"][0]["args"]["tokens"]
 
 
 def test_two_ranks(jano_dist, generate, tmp_path):
