@@ -14,11 +14,16 @@ os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
+import hypothesis
 import pytest
 import torch
 
 import jano_dist
 from jano_dist import cli as command_line
+
+# No example of a test is late: the machine may be busy.
+hypothesis.settings.register_profile("patient", deadline=None)
+hypothesis.settings.load_profile("patient")
 
 WAN_TINY = Path(jano_dist.__file__).parent / "assets" / "wan-tiny"
 
