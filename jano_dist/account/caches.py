@@ -38,9 +38,10 @@ def _kept(
 ) -> tuple[int, int]:
     """Elements and (row, head) pairs that one layer of a branch keeps; of the `tokens` not the first, those
     of the text, where it is a second attention's."""
-    count, pairs = (own_rows, geometry.heads), 2 * geometry.heads // degrees.ulysses
-    counted, per_row = count if cache.kind == "hidden" else (shard_rows, pairs)
-    rows = (counted(tokens, degrees, rank) - counted(text, degrees, rank)) * per_row
+    hidden = cache.kind == "hidden"
+    held = own_rows if hidden else shard_rows
+    per_token = geometry.heads if hidden else 2 * geometry.heads // degrees.ulysses
+    rows = (held(tokens, degrees, rank) - held(text, degrees, rank)) * per_token
     return rows * geometry.head_dim, rows
 
 

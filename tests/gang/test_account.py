@@ -77,7 +77,7 @@ def generations(split):
         work = Work(model.forward)
         forward = work if (setting, sizes) in COUNTED else model.forward
         with mock.patch.object(model, "forward", forward):
-            video = engine.generate("a red ball moves left", seed=1, observer=work)
+            video = engine.generate("a red ball moves left", seed=0, observer=work)
         made[setting, sizes] = video.latents.numpy(), video.levels, video.record, work.flops
     return made
 
@@ -191,6 +191,5 @@ def test_latents_are_those_of_one_process(together, alone, case):
 def test_one_process_in_every_format(alone, setting):
     """`hidden` makes the same keys and values again; 8 bits are off by 1/16 of a value at most."""
     _, dtype, model = setting
-    wanted = alone[("kv", "native", model), MAP][0]
-    off = np.abs(alone[setting, MAP][0] - wanted)
-    assert off.max() <= 1e-5 * np.abs(wanted).max() if dtype == "native" else 0 < off.mean() <= 1 / 16
+    off = np.abs(alone[setting, MAP][0] - alone[("kv", "native", model), MAP][0])
+    assert off.max() <= 1e-5 if dtype == "native" else 0 < off.mean() <= 1 / 16
