@@ -116,6 +116,8 @@ class JointTransformer(ABC):
 
     def __init__(self, transformer: Any) -> None:
         self.module = transformer
+        # Of the activations. Once: diffusers looks through all modules for it.
+        self.dtype: torch.dtype = transformer.dtype
         self._call: _Call
         blocks = repeated_blocks(transformer)
         second = [block.attn2 for block in blocks if getattr(block, "attn2", None) is not None]
@@ -138,12 +140,6 @@ class JointTransformer(ABC):
     @abstractmethod
     def unpatchify(self, rows: Tensor, latent: Shape3) -> Tensor:
         """See `DiffusionModel.unpatchify`."""
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the activations."""
-        dtype: torch.dtype = self.module.dtype
-        return dtype
 
     def branch(self, conditions: Conditions, guidance: float = 1.0) -> Branch:
         """A branch for one prompt: text [1, L, text_dim] and pooled [1, pooled_dim]."""

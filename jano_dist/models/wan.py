@@ -120,6 +120,8 @@ class WanTransformer:
 
     def __init__(self, transformer: Any) -> None:
         self.module = transformer
+        # Of the activations. Once: diffusers looks through all modules for it.
+        self.dtype: torch.dtype = transformer.dtype
         self._call: _Call
         self._reuse: BlockCache | None = None
         self._self_attention = [SelfAttention() for _ in transformer.blocks]
@@ -141,12 +143,6 @@ class WanTransformer:
         transformer.rope.register_forward_hook(self._pick_rope)
         transformer.blocks[0].register_forward_pre_hook(self._pick_hidden)
         transformer.proj_out.register_forward_hook(self._take_output)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the activations."""
-        dtype: torch.dtype = self.module.dtype
-        return dtype
 
     def branch(self, conditions: Conditions) -> Branch:
         """A branch for the conditions of one prompt: text embeddings [1, L, text_dim]."""

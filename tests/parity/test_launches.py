@@ -84,6 +84,19 @@ def test_launches_per_block(kind, launches):
     assert per_block(ours(kind)) <= launches < per_block(theirs)
 
 
+@torch.no_grad()
+def test_a_step_does_not_look_through_all_modules(monkeypatch):
+    """A seventh of a small step once: diffusers' `dtype` asks each of them for its hooks."""
+    call = ours("active")(transformer(2), 2)
+    call()
+
+    def walk(*args, **options):
+        raise AssertionError("looks through all modules")
+
+    monkeypatch.setattr(WanTransformer3DModel, "named_modules", walk)
+    call()
+
+
 def test_the_host_waits_once_per_step():
     """For the check of the latents; with forecasts the coordinator then also reads their error, for which it
     has waited already."""
