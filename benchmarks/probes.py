@@ -1,8 +1,8 @@
 """What a device does in a second at the shapes of one layer, and a block or a whole model at true width."""
 
 import time
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from statistics import median
 from typing import Any
@@ -23,7 +23,7 @@ from jano_dist.cache import KVCache, NoCache
 from jano_dist.degrees import Degrees
 from jano_dist.geometry import KNOWN, Geometry
 from jano_dist.mesh import Mesh, Pending
-from jano_dist.models.sizes import ModelSizes, read_sizes
+from jano_dist.models.sizes import ModelSizes, read_sizes, stays_float32
 from jano_dist.models.wan import WanTransformer
 from jano_dist.tokens.complexity import ACTIVE, MODERATE, STATIC
 from jano_dist.tokens.plan import TokenPlan
@@ -105,18 +105,29 @@ def true_width(config: Config, layers: int | None) -> ModelSizes:
     return sizes if layers is None else replace(sizes, geometry=replace(sizes.geometry, layers=layers))
 
 
-def random_model(
-    config: Config, sizes: ModelSizes, dtype: torch.dtype, device: torch.device
-) -> WanTransformer:
-    """The transformer at true width with weights as torch draws them."""
+@contextmanager
+def making(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
+    """What is made inside is of that dtype and on that device."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         with torch.device(device):
-            known = {**KNOWN[config.model.name]["transformer"], "num_layers": sizes.geometry.layers}
-            return WanTransformer(WanTransformer3DModel(**known).eval())
+            yield
     finally:
         torch.set_default_dtype(before)
+
+
+def random_transformer(
+    config: Config, layers: int, dtype: torch.dtype, device: torch.device
+) -> WanTransformer3DModel:
+    """Diffusers' transformer at true width with weights as torch draws them, in the dtypes of loaded ones."""
+    known = {**KNOWN[config.model.name]["transformer"], "num_layers": layers}
+    with making(dtype, device):
+        transformer = WanTransformer3DModel(**known).eval()
+    for name, parameter in transformer.named_parameters():
+        if stays_float32(transformer, name):
+            parameter.data = parameter.data.float()
+    return transformer
 
 
 def plan_of(tokens: int, active: float, moderate: float) -> TokenPlan:

@@ -21,7 +21,7 @@ from benchmarks.probes import (
     expected_seconds,
     forward_seconds,
     plan_of,
-    random_model,
+    random_transformer,
     rates,
     row_bytes,
     true_width,
@@ -95,7 +95,8 @@ def measure(args: argparse.Namespace, name: str) -> list[dict[str, Any]]:
     config = load_config(CONFIGS[name], overrides=overrides)
     sizes = true_width(config, args.layers or None)
     device = torch.device(args.device)
-    model = random_model(config, sizes, getattr(torch, args.dtype), device)
+    dtype = getattr(torch, args.dtype)
+    model = WanTransformer(random_transformer(config, sizes.geometry.layers, dtype, device))
     rows = []
     for world in args.ranks:
         degrees = mesh_for(sizes, config, world=world, local_world=min(world, 8))

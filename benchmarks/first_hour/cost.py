@@ -4,19 +4,19 @@ from functools import partial
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from diffusers import AutoencoderKLWan
 from torch import Tensor
 
 from benchmarks import fail_stop
 from benchmarks.first_hour import Hour, promised
-from benchmarks.probes import plan_of, random_model, seconds_of, true_width
+from benchmarks.probes import making, plan_of, random_transformer, seconds_of, true_width
 from benchmarks.step_cost import fits, share_of
 from jano_dist import Config
 from jano_dist.account import cache_bytes, memory_of
 from jano_dist.account.memory import token_count
 from jano_dist.cache import Cache, CacheSizes, Keeping, NoCache, make_caches
 from jano_dist.degrees import Degrees
-from jano_dist.geometry import KNOWN, Geometry
+from jano_dist.geometry import Geometry
 from jano_dist.mesh import Mesh
 from jano_dist.models.base import Branch
 from jano_dist.models.placement import place
@@ -71,7 +71,7 @@ def memory(hour: Hour) -> dict[str, Any]:
     """A step that fills the cache, at true width: the account against what is there, and on a GPU at most."""
     config = _affordable(hour)
     geometry = _geometry(hour, config)
-    model = random_model(config, true_width(config, hour.layers or None), _dtype(hour), hour.device)
+    model = WanTransformer(random_transformer(config, geometry.layers, _dtype(hour), hour.device))
     latent, timestep, branch, every = _inputs(hour, config, model)
     cache = _cache(hour, geometry, len(every), "accelerator")
     counted = cache_bytes(geometry, len(every), ONE, config.cache, _dtype(hour).itemsize)
@@ -113,7 +113,8 @@ def steps(hour: Hour) -> dict[str, Any]:
         if not hour.layers and not fits(config, sizes, ONE, hour.device):
             rows.append({"size": size, "left out": "one GPU does not hold it"})
             continue
-        model = random_model(config, sizes, _dtype(hour), hour.device)
+        made = random_transformer(config, sizes.geometry.layers, _dtype(hour), hour.device)
+        model = WanTransformer(made)
         for active in ACTIVE:
             for row in share_of(model, config, sizes, ONE, active, repeats=3):
                 rows.append({"size": size, **row})
@@ -123,7 +124,7 @@ def steps(hour: Hour) -> dict[str, Any]:
                     f"a {row['kind']} step of {row['rank_tokens']} tokens takes {times:.1f} times what its "
                     "products and attention take: look at a --trace for what is between them",
                 )
-        del model
+        del model, made
     return {"rows": rows}
 
 
@@ -132,36 +133,43 @@ def offloading(hour: Hour) -> dict[str, Any]:
     """Seconds of an active step with its cache here and in host memory, and of a full step with the weights
     here and fetched block by block."""
     config = hour.true_width(hour.sizes[0])
-    geometry, seconds = _geometry(hour, config), {}
-    for weights in ("replicated", "group_offload"):
-        model = _placed(hour, config, weights)
-        latent, timestep, branch, every = _inputs(hour, config, model)
-        run = partial(model.forward, latent, timestep, branch)
-        full = partial(run, every, NoCache(geometry.layers))
-        seconds[f"full step, weights {weights}"] = seconds_of(full, hour.device, 2)
-        if weights == "replicated":
-            plan = plan_of(len(every), 0.25, 0.2)
-            refresh, active = (
-                plan.rows(kind).to(hour.device) for kind in (StepKind.REFRESH, StepKind.ACTIVE)
-            )
-            for where in ("accelerator", "cpu"):
-                cache = _cache(hour, geometry, len(every), where)
-                run(refresh, cache)
-                step = partial(run, active, cache)
-                seconds[f"active step, cache on {where}"] = seconds_of(step, hour.device, 3)
-        del model, run, full
-    return {"size": hour.sizes[0], "layers": geometry.layers, "seconds": seconds}
+    layers = _geometry(hour, config).layers
+    seconds = _caches_seconds(hour, config) | {
+        f"full step, weights {weights}": _full_step_seconds(hour, config, weights)
+        for weights in ("replicated", "group_offload")
+    }
+    return {"size": hour.sizes[0], "layers": layers, "seconds": seconds}
+
+
+def _caches_seconds(hour: Hour, config: Config) -> dict[str, float]:
+    model, seconds = _placed(hour, config, "replicated"), {}
+    latent, timestep, branch, every = _inputs(hour, config, model)
+    plan = plan_of(len(every), 0.25, 0.2)
+    refresh, active = (plan.rows(kind).to(hour.device) for kind in (StepKind.REFRESH, StepKind.ACTIVE))
+    for where in ("accelerator", "cpu"):
+        cache = _cache(hour, _geometry(hour, config), len(every), where)
+        model.forward(latent, timestep, branch, refresh, cache)
+        step = partial(model.forward, latent, timestep, branch, active, cache)
+        seconds[f"active step, cache on {where}"] = seconds_of(step, hour.device, 3)
+        del step, cache  # or two of them would be there at once
+    return seconds
+
+
+def _full_step_seconds(hour: Hour, config: Config, weights: str) -> float:
+    model = _placed(hour, config, weights)
+    latent, timestep, branch, every = _inputs(hour, config, model)
+    nothing = NoCache(_geometry(hour, config).layers)
+    return seconds_of(partial(model.forward, latent, timestep, branch, every, nothing), hour.device, 2)
 
 
 def _placed(hour: Hour, config: Config, weights: str) -> WanTransformer:
     """The transformer with random weights, where the engine would put them."""
-    known = {**KNOWN[config.model.name]["transformer"], "num_layers": _geometry(hour, config).layers}
+    make = partial(random_transformer, config, _geometry(hour, config).layers, _dtype(hour))
 
     def read() -> Any:
-        return WanTransformer3DModel(**known).to(_dtype(hour))
+        return make(hour.device).cpu()  # drawn where it is quick
 
-    with torch.device("meta"):
-        skeleton = WanTransformer3DModel(**known)
+    skeleton = make(torch.device("meta"))
     mesh = Mesh.single(hour.device)
     return WanTransformer(place(read, skeleton, weights=weights, mesh=mesh, device=hour.device))
 
@@ -174,8 +182,8 @@ def decode(hour: Hour) -> dict[str, Any]:
         config = hour.true_width(size)
         sizes = true_width(config, None)
         dtype = getattr(torch, config.model.vae_dtype)
-        with torch.device(hour.device):
-            vae = AutoencoderKLWan().eval().to(dtype)
+        with making(dtype, hour.device):
+            vae = AutoencoderKLWan().eval()
         latent = torch.randn(1, 16, *sizes.geometry.latent_shape(*size), device=hour.device, dtype=dtype)
         row: dict[str, Any] = {"size": size}
         before = torch.cuda.memory_allocated(hour.device) if hour.cuda else 0

@@ -33,9 +33,17 @@ def _of(figures: Mapping[str, Any]) -> Iterator[str]:
             yield from ("", *_table(value))
         elif isinstance(value, Mapping):
             yield f"- {key}"
-            yield from (f"  - {inner}: {_text(each)}" for inner, each in value.items())
+            yield from (f"  - {inner}: {_text(_named(each))}" for inner, each in value.items())
         else:
             yield f"- {key}: {_text(value)}"
+
+
+def _named(value: Any) -> Any:
+    """Of what holds a list of backends only those that run there."""
+    if isinstance(value, Mapping) and "backends" in value:
+        able = [each["name"] for each in value["backends"] if each["reason"] is None]
+        return f"auto is {value['auto']}, of {', '.join(able)}"
+    return value
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:

@@ -115,13 +115,18 @@ def _decoder_channels(vae: Any) -> int:
 def _count(module: nn.Module, owner: Any = None) -> Parameters:
     """Parameters of a module, and tables that lie in its files; `owner` is the model whose class says what
     stays in float32."""
-    kept = set(getattr(owner, "_keep_in_fp32_modules", None) or ())
     sizes: tuple[list[int], list[int]] = ([], [])
     stored = module.state_dict().keys()
     tables = [each for each in module.named_buffers() if each[0] in stored]  # SD3's positions
     for name, parameter in (*module.named_parameters(), *tables):
-        sizes[bool(kept.intersection(name.split(".")))].append(parameter.numel())
+        sizes[stays_float32(owner, name)].append(parameter.numel())
     return Parameters(tuple(sizes[0]), tuple(sizes[1]))
+
+
+def stays_float32(model: Any, name: str) -> bool:
+    """Whether diffusers loads that parameter in float32 whatever dtype is asked for."""
+    kept = getattr(model, "_keep_in_fp32_modules", None) or ()
+    return not set(kept).isdisjoint(name.split("."))
 
 
 def _stored_elements(source: str) -> tuple[int, int]:

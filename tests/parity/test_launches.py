@@ -4,13 +4,14 @@ Counted by their dispatch, which is the same on a GPU but for kernels that are o
 (RMS norms) or the other way round.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from jano_dist import Engine, load_config
 from jano_dist.cache import KVCache, NoCache
@@ -36,6 +37,28 @@ class Launches(TorchDispatchMode):
     @property
     def count(self):
         return sum(self.by_name.values())
+
+
+class Reads(TorchDispatchMode):
+    """Where the tensors lie that are used, but were not made, while it looks on."""
+
+    def __init__(self, *given):
+        super().__init__()
+        self.places, self._made = set(), [each.untyped_storage() for each in given]
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        # Held until the end, or what is made next would lie where one lay.
+        made = {storage.data_ptr() for storage in self._made}
+        used = {each.untyped_storage().data_ptr() for each in tensors((args, kwargs))}
+        self.places |= used - made
+        results = function(*args, **(kwargs or {}))
+        fresh = (each.untyped_storage() for each in tensors(results))
+        self._made += (storage for storage in fresh if storage.data_ptr() not in self.places | made)
+        return results
+
+
+def tensors(tree):
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
 
 
 def transformer(layers):
@@ -95,6 +118,26 @@ def test_a_step_does_not_look_through_all_modules(monkeypatch):
 
     monkeypatch.setattr(WanTransformer3DModel, "named_modules", walk)
     call()
+
+
+def test_what_a_step_reads_lies_where_it_lay(monkeypatch):
+    """But for latent and timestep, so that a CUDA graph of a kind of step could be replayed."""
+    forward, reads, alive = WanTransformer.forward, defaultdict(list), []
+
+    def watched(self, latent, timestep, branch, rows, cache, *rest):
+        with Reads(latent, timestep) as mode:
+            rows_out = forward(self, latent, timestep, branch, rows, cache, *rest)
+        reads[id(branch), rows.data_ptr()].append(mode.places)
+        alive.append(branch)
+        return rows_out
+
+    monkeypatch.setattr(WanTransformer, "forward", watched)
+    settings = {"sampling.steps": 24, "policy.warmup": 4, "video.frames": 5}
+    Engine(load_config("wan-tiny", overrides=settings)).generate("a red ball", seed=0)
+    repeated = [places for places in reads.values() if len(places) > 2]
+    assert len(repeated) == 2 * len(["full", "refresh", "moderate", "active"])
+    for _first, second, *others in repeated:  # the first one makes the text's keys
+        assert all(places == second for places in others)
 
 
 def test_the_host_waits_once_per_step():

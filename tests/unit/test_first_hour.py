@@ -8,7 +8,11 @@ import torch
 from benchmarks import gpu_first_hour
 from benchmarks.first_hour import Hour, Lie, promised, truth
 from benchmarks.first_hour.page import write_page
+from benchmarks.probes import random_transformer, true_width
+from jano_dist import load_config
+from jano_dist.account import memory_of
 from jano_dist.attention.kernels import TORCH, Kernel
+from jano_dist.degrees import Degrees
 
 
 @pytest.fixture
@@ -48,6 +52,15 @@ def test_a_copy_that_is_not_waited_for(hour, monkeypatch):
     monkeypatch.setattr(truth, "_tiny", late)
     with pytest.raises(Lie, match=r"the kv cache in native makes another video from host memory than on cpu"):
         truth.caches(hour)
+
+
+def test_random_weights_take_what_loaded_ones_do():
+    """Some of them are in float32 whatever the others are; the hour compares all with the account."""
+    config = load_config("wan2.1-14b-720p")
+    sizes = true_width(config, None)
+    made = random_transformer(config, sizes.geometry.layers, torch.bfloat16, torch.device("meta"))
+    counted = memory_of(sizes, config, Degrees(1, 1, 1)).resident["transformer"]
+    assert sum(each.nbytes for each in made.parameters()) == counted
 
 
 def test_it_stops_at_the_first_lie(hour, tmp_path):
