@@ -58,6 +58,8 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--small", action="store_true", default=not cuda, help="one layer, few tokens")
     parser.add_argument("--device", default="cuda" if cuda else "cpu")
+    dtype = "bfloat16" if cuda else "float32"
+    parser.add_argument("--dtype", default=dtype, help="of the models at true width")
     parser.add_argument("--gpus", type=int, default=torch.cuda.device_count() or 2, help="or CPU ranks")
     parser.add_argument("--parts", nargs="+", choices=tuple(PARTS), default=list(PARTS))
     return parser.parse_args()
@@ -71,7 +73,7 @@ def main() -> None:
         hour = Hour(
             device=torch.device(args.device),
             gpus=args.gpus,
-            dtype="float32" if args.device == "cpu" else "bfloat16",
+            dtype=args.dtype,
             layers=1 if args.small else 0,
             sizes=SMALL if args.small else FULL,
             folder=Path(folder),

@@ -124,6 +124,11 @@ def random_transformer(
     known = {**KNOWN[config.model.name]["transformer"], "num_layers": layers}
     with making(dtype, device):
         transformer = WanTransformer3DModel(**known).eval()
+    return as_loaded(transformer)
+
+
+def as_loaded(transformer: WanTransformer3DModel) -> WanTransformer3DModel:
+    """In float32 what diffusers would have loaded so."""
     for name, parameter in transformer.named_parameters():
         if stays_float32(transformer, name):
             parameter.data = parameter.data.float()
@@ -177,8 +182,7 @@ def forward_seconds(
 
     A refresh and the text's keys and values come before what is counted.
     """
-    geometry, weight = sizes.geometry, next(model.module.parameters())
-    device, dtype = weight.device, weight.dtype
+    geometry, device, dtype = sizes.geometry, model.module.device, model.dtype
     video = config.video
     latent = torch.randn(
         geometry.channels, *geometry.latent_shape(video.frames, video.height, video.width), device=device

@@ -45,7 +45,7 @@ def share_of(
     model: WanTransformer, config: Config, sizes: ModelSizes, degrees: Degrees, active: float, repeats: int
 ) -> list[dict[str, Any]]:
     """Every kind of step on rank 0 of this mesh, alone."""
-    geometry, weight = sizes.geometry, next(model.module.parameters())
+    geometry, device = sizes.geometry, model.module.device
     tokens = token_count(geometry, config)
     plan = plan_of(tokens, active, MODERATE)
     kinds = (StepKind.FULL, StepKind.REFRESH, StepKind.MODERATE, StepKind.ACTIVE)
@@ -55,7 +55,7 @@ def share_of(
         computed = plan.count(kind)
         work = step_work(sizes, config, degrees, kind, computed)
         keys = shard_rows(tokens, degrees)
-        found = rates(geometry, work, keys, degrees.ulysses, weight.dtype, weight.device, repeats)
+        found = rates(geometry, work, keys, degrees.ulysses, model.dtype, device, repeats)
         expected = expected_seconds(work, found)
         rows.append(
             {

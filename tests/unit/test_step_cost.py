@@ -8,7 +8,8 @@ from diffusers import WanTransformer3DModel
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from benchmarks import simulate
-from benchmarks.probes import AloneMesh, forward_seconds, plan_of, rates
+from benchmarks.probes import AloneMesh, as_loaded, forward_seconds, plan_of, rates
+from benchmarks.step_cost import share_of
 from jano_dist import load_config
 from jano_dist.account.machines import MACHINES
 from jano_dist.account.memory import token_count
@@ -30,15 +31,23 @@ CPU_ATTENTION = {  # as in tests/gang/test_account.py
 }
 
 
-def narrow():
-    overrides = {**VIDEO, "model.max_sequence_length": TEXT, "model.dtype": "float32"}
+def narrow(dtype="float32"):
+    overrides = {**VIDEO, "model.max_sequence_length": TEXT, "model.dtype": dtype}
     config = load_config("wan2.1-14b-720p", overrides={**overrides, "sampling.guidance": 1.0})
     sizes = replace(read_sizes(config.model.name, local=True), geometry=NARROW)
     torch.manual_seed(0)
     model = WanTransformer3DModel(
         num_layers=2, num_attention_heads=4, attention_head_dim=16, ffn_dim=96, text_dim=32, freq_dim=16
     ).eval()
-    return config, sizes, WanTransformer(model)
+    return config, sizes, WanTransformer(as_loaded(model.to(getattr(torch, dtype))))
+
+
+def test_weights_of_two_dtypes():
+    """As loaded ones are: everything that is measured is in the one of the activations."""
+    config, sizes, model = narrow("bfloat16")
+    assert {each.dtype for each in model.module.parameters()} == {torch.bfloat16, torch.float32}
+    rows = share_of(model, config, sizes, Degrees(1, 1, 1), 0.25, repeats=1)
+    assert [row["kind"] for row in rows] == ["full", "refresh", "moderate", "active"]
 
 
 @pytest.mark.parametrize("split", [(1, 1, 1), (1, 1, 2), (1, 1, 4), (1, 2, 1), (1, 2, 2), (1, 4, 1)])
