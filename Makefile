@@ -41,7 +41,7 @@ check-gpu-build: .venv-gpu/.ready
 
 .venv-gpu/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-gpu
-	.venv-gpu/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[gpu]" pytest
+	.venv-gpu/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[gpu]" pytest hypothesis
 	@touch $@
 
 # Changes one thing at a time in the rooms and sees whether a test notices: most of an hour for all of them.
