@@ -20,15 +20,37 @@ HOST, GPU = torch.device("cpu"), torch.device("cuda", 0)
 aten = torch.ops.aten
 # These copy from one device to another.
 _COPIES = {aten._to_copy.default, aten.copy_.default}
+_SET_DATA = torch.Tensor.data.__set__
+# The host's memory is as it is.
+_PINNED = {
+    aten.is_pinned.default: lambda tensor: True,
+    aten.pin_memory.default: lambda tensor: tensor,
+    aten._pin_memory.default: lambda tensor: tensor,
+}
 
 
-def _efficient(q, k, v, bias, lse):
-    out, sums = aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)[:2]
-    return out, F.pad(sums, (0, -sums.shape[-1] % 32)), None, None
+def _attention(shape, *rest):
+    """A GPU's operator, by the host's: output, log-sums of that kernel's shape, and what nobody looks at."""
+
+    def attend(q, k, v, *given, **options):
+        out, sums = aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)[:2]
+        return out, shape(sums), *rest
+
+    return attend
 
 
 # A GPU's kernels that the host has not.
-_KERNELS = {aten._scaled_dot_product_efficient_attention.default: _efficient}
+_KERNELS = {
+    aten._scaled_dot_product_efficient_attention.default: _attention(
+        lambda sums: F.pad(sums, (0, -sums.shape[-1] % 32)), None, None
+    ),
+    aten._scaled_dot_product_flash_attention.default: _attention(
+        lambda sums: sums, None, None, 0, 0, None, None, None
+    ),
+    aten._scaled_dot_product_cudnn_attention.default: _attention(
+        lambda sums: sums.unsqueeze(-1), None, None, 0, 0, None, None, None
+    ),
+}
 
 
 class OnGPU(torch.Tensor):
@@ -42,6 +64,9 @@ class OnGPU(torch.Tensor):
 
     def __init__(self, here):
         self.here = here
+
+    def record_stream(self, stream):
+        return
 
     def __repr__(self):
         return f"OnGPU({self.here})"
@@ -62,6 +87,10 @@ class Functions(TorchFunctionMode):
     """Attention is one operation, or PyTorch would look for a GPU's kernel; and a list takes any tensor."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function == _SET_DATA and any(isinstance(each, OnGPU) for each in args):
+            own, other = args
+            torch.utils.swap_tensors(own, torch.nn.Parameter(other.detach(), requires_grad=own.requires_grad))
+            return None
         if args and isinstance(args[0], OnGPU):
             if function is F.scaled_dot_product_attention:
                 given = [each for each in tree_leaves((args, kwargs)) if isinstance(each, torch.Tensor)]
@@ -76,6 +105,8 @@ def run(function, args, kwargs):
     """An operation, here; what it makes lies where a GPU's operation would have made it."""
     if function is aten._has_compatible_shallow_copy_type.default:
         return not any(isinstance(each, OnGPU) for each in args)
+    if function in _PINNED:
+        return _PINNED[function](args[0])
     if function._can_decompose():  # into others, in inference mode, too
         with Dispatch():
             parts = function.decompose(*args, **kwargs)
@@ -83,12 +114,12 @@ def run(function, args, kwargs):
             return parts
     tensors = [each for each in tree_leaves((args, kwargs)) if isinstance(each, torch.Tensor)]
     there = [each for each in tensors if isinstance(each, OnGPU)]
-    asked = kwargs.get("device")
+    asked = None if kwargs.get("device") is None else torch.device(kwargs["device"])
     if there and function not in _COPIES:
         strangers = [each for each in tensors if not isinstance(each, OnGPU) and each.ndim > 0]
         assert not strangers, f"{function}: tensors of two devices"
     kwargs = dict(kwargs)
-    if asked is not None:
+    if asked is not None and asked.type == "cuda":
         kwargs["device"] = HOST
     if kwargs.get("pin_memory"):
         kwargs["pin_memory"] = False
@@ -98,7 +129,7 @@ def run(function, args, kwargs):
     if function is aten.copy_.default:
         goes = isinstance(args[0], OnGPU)
     else:
-        goes = bool(there) if asked is None else torch.device(asked).type == "cuda"
+        goes = bool(there) if asked is None else asked.type == "cuda"
 
     def placed(each):
         if not isinstance(each, torch.Tensor):

@@ -9,6 +9,7 @@ from functools import partial
 import pytest
 import torch
 
+from benchmarks.first_hour import Hour, cost, truth
 from jano_dist import Engine, load_config
 from jano_dist.cache.rows import _move
 from jano_dist.degrees import Degrees
@@ -56,6 +57,8 @@ SETTINGS = [
     {"model.dtype": "bfloat16", "model.vae_dtype": "bfloat16"},
     {"model.text_encoder": "reload"},
     {"model.vae_tiling": True},
+    {"model.weights": "group_offload"},
+    {"attention.backend": "auto", "model.dtype": "bfloat16"},
 ]
 FAMILIES = {
     "flux": (flux_pipeline, 1, 32, 24),
@@ -95,12 +98,14 @@ def test_other_policies(policy, monkeypatch):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_other_models(family, tmp_path, monkeypatch):
+@pytest.mark.parametrize("weights", ["replicated", "group_offload"])
+def test_other_models(family, weights, tmp_path, monkeypatch):
     pipeline, frames, height, width = FAMILIES[family]
     pipeline().save_pretrained(tmp_path)
     images = frames == 1
     own = {
         "model.name": str(tmp_path),
+        "model.weights": weights,
         "model.max_sequence_length": (image_pipelines if images else video_pipelines).TEXT_TOKENS,
         "video.frames": frames,
         "video.height": height,
@@ -110,7 +115,7 @@ def test_other_models(family, tmp_path, monkeypatch):
     }
     if "i2v" in family:
         own["sampling.image"] = str(picture(tmp_path / "image.png", 0))
-    if "experts" in family:
+    if "experts" in family and weights == "replicated":
         own["model.experts"] = "swap"
     check(monkeypatch, "jano", {**SMALL, **JANO, **own})
 
@@ -129,6 +134,7 @@ MESHES = {
         ((1, 2, 1), {}),
         ((1, 1, 2), {"cache.kind": "hidden"}),
         ((1, 2, 1), {"cache.kind": "hidden", "cache.device": "cpu"}),
+        ((1, 2, 1), {"model.weights": "group_offload"}),
     ],
     4: [((1, 2, 2), {}), ((2, 2, 1), {"cache.device": "cpu"})],
 }
@@ -165,3 +171,23 @@ def test_rows_in_many_places(monkeypatch):
         there = torch.zeros(80, 2, 3, device="cuda")
         _move(x.to("cuda"), there, moves)
         assert torch.equal(there.cpu(), here)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        truth.what_is_here,
+        truth.kernels,
+        truth.parity,
+        truth.caches,
+        cost.memory,
+        cost.steps,
+        cost.offloading,
+        cost.decode,
+    ],
+)
+def test_the_first_hour(part, tmp_path, monkeypatch):
+    """All of it that one rank does, in bfloat16, of one layer at true width; but for what memory it takes."""
+    monkeypatch.setattr(cost, "TRUE", (0.0, 1.25))
+    with pretended_gpu(monkeypatch):
+        assert part(Hour(torch.device("cuda", 0), 1, "bfloat16", 1, ((5, 64, 96),), tmp_path))
