@@ -102,7 +102,9 @@ def form_groups(
 
 def loss(error: RuntimeError) -> PeerLost | None:
     """What a collective's error means if it is not a mistake of ours: a rank that is gone or silent."""
-    if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+    # The second is what gloo's ranks meet at before each exchange with TORCH_DISTRIBUTED_DEBUG=DETAIL.
+    said = any(sign in str(error) for sign in ("gloo", "monitoredBarrier"))
+    if not (said or isinstance(error, dist.DistError)):
         return None
     return PeerLost(f"contact with another rank was lost ({reason(str(error))})")
 

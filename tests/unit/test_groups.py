@@ -127,6 +127,8 @@ def test_gloos_errors_and_our_mistakes():
     assert str(loss(gloo)) == "contact with another rank was lost (Connection closed by peer [::1]:1)"
     assert type(failure(gloo, "world", [0, 1])) is PeerLost
     ours = RuntimeError("shapes differ")
+    detail = RuntimeError("[Rank 0]: Ranks 2 failed to pass monitoredBarrier in 600000 ms")
+    assert "(" + str(detail) + ")" in str(loss(detail))
     assert loss(ours) is None
     assert failure(ours, "world", [0, 1]) is ours
 
