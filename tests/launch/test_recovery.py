@@ -16,8 +16,9 @@ from tests.launch.conftest import finish, gone, pids, wait_for
 # begins with 10: a snapshot is taken before each of these, before 11, and before decoding.
 OFTEN = ("--set", "snapshot.seconds=0", "--save-latents")
 slow = functools.partial(pytest.param, marks=pytest.mark.slow)
-# Signs of life are a second apart; `make test` runs two tests at a time, each with several processes.
-QUICK = ("--set", "runtime.stall_seconds=6", "--set", "runtime.timeout_seconds=6")
+# Signs of life are a second apart; `make test` runs two tests at a time, each with several processes. A rank
+# that gives none is to be told before the others have waited for it too long.
+QUICK = ("--set", "runtime.stall_seconds=6", "--set", "runtime.timeout_seconds=9")
 
 
 @pytest.fixture(scope="module")
