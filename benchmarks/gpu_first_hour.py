@@ -58,11 +58,16 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--small", action="store_true", default=not cuda, help="one layer, few tokens")
     parser.add_argument("--device", default="cuda" if cuda else "cpu")
-    dtype = "bfloat16" if cuda else "float32"
-    parser.add_argument("--dtype", default=dtype, help="of the models at true width")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="of the models at true width; left alone, float32 on a CPU and bfloat16 on a GPU",
+    )
     parser.add_argument("--gpus", type=int, default=torch.cuda.device_count() or 2, help="or CPU ranks")
     parser.add_argument("--parts", nargs="+", choices=tuple(PARTS), default=list(PARTS))
-    return parser.parse_args()
+    args = parser.parse_args()
+    args.dtype = args.dtype or ("float32" if args.device == "cpu" else "bfloat16")
+    return args
 
 
 def main() -> None:

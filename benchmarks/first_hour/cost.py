@@ -71,7 +71,7 @@ def memory(hour: Hour) -> dict[str, Any]:
     """A step that fills the cache, at true width: the account against what is there, and on a GPU at most."""
     config = _affordable(hour)
     geometry = _geometry(hour, config)
-    model = WanTransformer(random_transformer(config, geometry.layers, _dtype(hour), hour.device))
+    model = _drawn(hour, config)
     latent, timestep, branch, every = _inputs(hour, config, model)
     cache = _cache(hour, geometry, len(every), "accelerator")
     counted = cache_bytes(geometry, len(every), ONE, config.cache, _dtype(hour).itemsize)
@@ -113,8 +113,7 @@ def steps(hour: Hour) -> dict[str, Any]:
         if not hour.layers and not fits(config, sizes, ONE, hour.device):
             rows.append({"size": size, "left out": "one GPU does not hold it"})
             continue
-        made = random_transformer(config, sizes.geometry.layers, _dtype(hour), hour.device)
-        model = WanTransformer(made)
+        model = _drawn(hour, config)
         for active in ACTIVE:
             for row in share_of(model, config, sizes, ONE, active, repeats=3):
                 rows.append({"size": size, **row})
@@ -124,7 +123,7 @@ def steps(hour: Hour) -> dict[str, Any]:
                     f"a {row['kind']} step of {row['rank_tokens']} tokens takes {times:.1f} times what its "
                     "products and attention take: look at a --trace for what is between them",
                 )
-        del model, made
+        del model
     return {"rows": rows}
 
 
@@ -162,8 +161,14 @@ def _full_step_seconds(hour: Hour, config: Config, weights: str) -> float:
     return seconds_of(partial(model.forward, latent, timestep, branch, every, nothing), hour.device, 2)
 
 
+def _drawn(hour: Hour, config: Config) -> WanTransformer:
+    """The transformer with random weights on the device."""
+    layers = _geometry(hour, config).layers
+    return WanTransformer(random_transformer(config, layers, _dtype(hour), hour.device))
+
+
 def _placed(hour: Hour, config: Config, weights: str) -> WanTransformer:
-    """The transformer with random weights, where the engine would put them."""
+    """The same, with its weights where the engine would put them."""
     make = partial(random_transformer, config, _geometry(hour, config).layers, _dtype(hour))
 
     def read() -> Any:

@@ -123,7 +123,6 @@ def run(function, args, kwargs):
         kwargs["device"] = HOST
     if kwargs.get("pin_memory"):
         kwargs["pin_memory"] = False
-    kwargs.pop("non_blocking", None) if function is aten._to_copy.default else None
     known = {id(each.here): each for each in there}
     results = _KERNELS.get(function, function)(*tree_map(_here, args), **tree_map(_here, kwargs))
     if function is aten.copy_.default:
@@ -211,10 +210,9 @@ def pretended_gpu(monkeypatch):
         for name, answer in answers.items():
             patched.setattr(torch.cuda, name, answer)
         patched.setattr(threading.Thread, "run", _in_modes(threading.Thread.run))
-        torch._C._set_only_lift_cpu_tensors(True)  # `torch.tensor` of numbers: here first, then there
-        torch.__future__.set_overwrite_module_params_on_conversion(
-            True
-        )  # `to` gives modules other parameters
+        # `torch.tensor` of numbers: here first, then there. And `to` gives modules other parameters.
+        torch._C._set_only_lift_cpu_tensors(True)
+        torch.__future__.set_overwrite_module_params_on_conversion(True)
         try:
             with Dispatch(), Functions():
                 yield

@@ -109,7 +109,7 @@ def test_launches_per_block(kind, launches):
 
 @torch.no_grad()
 def test_a_step_does_not_look_through_all_modules(monkeypatch):
-    """A seventh of a small step once: diffusers' `dtype` asks each of them for its hooks."""
+    """A tenth of a small step once: diffusers' `dtype` asks each of them for its hooks."""
     call = ours("active")(transformer(2), 2)
     call()
 
